@@ -1,0 +1,36 @@
+"""What must be set before a job's process starts, because the runtimes read it only then.
+
+OpenMP reads its wait policy when it starts; CUDA reads MPS settings when its context is created. So these belong to
+whoever launches the process: `herald run`, the demo, a service file.
+"""
+
+import os
+from typing import Literal
+
+Priority = Literal["high", "low"]
+
+
+def launch_env(priority: Priority, device: str = "cpu", mps_pipe: str | None = None) -> dict[str, str]:
+    """Environment variables for a job's process, to be laid over its own.
+
+    On ``device`` "cpu", OpenMP threads sleep while they wait: threads that spin while their master is gated would eat
+    the other job's cores. On "cuda", kernels are loaded when the module is, since a first launch behind a closed gate
+    would block the host; under MPS (``mps_pipe``: its CUDA_MPS_PIPE_DIRECTORY) low
+    priority also means client priority 1.
+    """
+    if device == "cpu":
+        return {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    env = {"CUDA_MODULE_LOADING": "EAGER"} if priority == "low" else {}
+    if mps_pipe:
+        env["CUDA_MPS_PIPE_DIRECTORY"] = mps_pipe
+        env["CUDA_MPS_CLIENT_PRIORITY"] = "1" if priority == "low" else "0"
+    return env
+
+
+def use_idle_class() -> None:
+    """Put the calling thread, and all that it starts, into SCHED_IDLE: the CPU's way of running beside others.
+
+    For a low-priority job on CPU, before it starts threads: its one op that was running when a gate closed then
+    yields its core at once. Needs no privilege. Raises OSError where the kernel refuses.
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,0 +1,98 @@
+"""`herald.attach`: from what a person says to an attached job."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from herald import config as config_file
+from herald.config import Config, JobConfig
+from herald.durations import parse_duration
+from herald.errors import AttachError, ConfigError
+from herald.hooks import devices, learned
+from herald.hooks.job import DisabledJob, HighJob, Job, LowJob
+from herald.settings import Settings, check_domain
+from herald.table import JobView, Table
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger("herald")
+_told: set[str] = set()
+
+
+def attach(
+    model: "torch.nn.Module | None" = None,
+    *,
+    priority: Literal["high", "low"] | None = None,
+    slo: str | None = None,
+    name: str | None = None,
+    domain: str | None = None,
+    device: "str | torch.device | None" = None,
+    config: str | Path | None = None,
+    profile: str | Path | None = None,
+) -> Job:
+    """Let Herald schedule this process's ops (priority "low") or protect its requests ("high").
+
+    ``model``: with "high", each outermost forward becomes one request; otherwise it only tells the device. May be left
+    out: the op hook sees the whole process. ``slo``: a latency with a unit, "50ms", from arrival to completion on the
+    device. ``name``: the job's key in the config's [jobs]; default: the model's class. ``domain``: which jobs meet;
+    default: the config's, HERALD_DOMAIN, "default". ``config``: a TOML file; default: HERALD_CONFIG. What is given
+    here wins over the config. ``profile``: a file of op costs (`Job.save_profile`); without one they are learnt.
+
+    Raises ConfigError (a wrong setting), AttachError (this process cannot be scheduled), TableError (the domain is
+    full or damaged), BuildError (no compiler). Nothing is left behind then.
+    """
+    settings = Settings.from_env()
+    chosen = config or settings.config
+    file = config_file.load(chosen) if chosen else Config()
+    name = name or (type(model).__name__ if model is not None else "job")
+    job = file.job(name)
+    urgency = _priority(priority, job)
+    slo_ns = _slo_ns(slo, job, urgency)
+    domain = check_domain(domain or file.domain or settings.domain)
+    if settings.disabled:
+        return DisabledJob(name, urgency, JobView.empty(name, urgency))
+    _refuse_several_ranks(urgency)
+    where = devices.resolve(device, model)
+    if profile is not None:
+        learned.load(profile, learned.device_description(where.cuda_index))
+    table = Table.open(domain)
+    _tell_without_daemon(table)
+    if urgency == "high":
+        return HighJob(table, where, model, name=name, slo_ns=slo_ns, target=job.target)
+    return LowJob(table, where, name=name)
+
+
+def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:
+    value = given if given is not None else job.priority
+    if value not in ("high", "low"):
+        said = f"priority = {value!r}" if value is not None else f"job {job.name!r} has no priority"
+        raise ConfigError(f"{said}: give 'high' (inference with an SLO) or 'low' (best-effort training)")
+    return value  # type: ignore[return-value]
+
+
+def _slo_ns(given: str | None, job: JobConfig, priority: str) -> int:
+    if given is None:
+        return job.slo_ns or 0 if priority == "high" else 0
+    slo_ns = parse_duration(given, setting="slo")
+    if priority == "low":
+        raise ConfigError(f"slo = {given!r}: a job of priority 'low' has no SLO; leave it out, or give priority='high'")
+    return slo_ns
+
+
+def _refuse_several_ranks(priority: str) -> None:
+    import torch.distributed as dist
+
+    if priority == "low" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise AttachError(
+            f"this is one of {dist.get_world_size()} ranks: holding one rank back would stall the others' collectives, "
+            "so Herald does not schedule multi-rank training yet"
+        )
+
+
+def _tell_without_daemon(table: Table) -> None:
+    if table.domain not in _told and not table.daemon_is_alive():
+        _told.add(table.domain)
+        _log.warning(
+            "no daemon in domain %r: jobs use the strict policy (start `herald daemon` for others)", table.domain
+        )

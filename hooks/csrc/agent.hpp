@@ -1,0 +1,138 @@
+// The one helper thread of a process with jobs: it sees requests complete, closes gates in time, beats, and clears
+// up after the dead. It makes no CUDA call and never takes the GIL.
+#pragma once
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+
+#include <memory>
+#include <vector>
+
+#include "requests.hpp"
+#include "table.hpp"
+
+namespace herald {
+
+class Agent {
+ public:
+  static constexpr int64_t kBeatNs = 100'000'000;  // heartbeat and reaping: the dead hold a gate at most this long
+  static constexpr int64_t kPollNs = 20'000;       // between two looks at completion words
+
+  // A table this process uses, watched from the first job on and for good: a captured CUDA graph keeps its waits
+  // after its job is gone, and someone must clear up after a service that dies.
+  void watch_table(TableView table, int lock_fd, uint64_t self) {
+    Guard guard(mutex_);
+    for (const Watched& w : tables_) {
+      if (&w.table.header() == &table.header()) return;
+    }
+    tables_.push_back({table, lock_fd, self});
+    start();
+  }
+
+  void add_high(std::shared_ptr<HighJob> job) {
+    Guard guard(mutex_);
+    high_.push_back(std::move(job));
+  }
+
+  void remove_high(const HighJob* job) {
+    Guard guard(mutex_);
+    for (size_t i = 0; i < high_.size(); ++i) {
+      if (high_[i].get() == job) high_.erase(high_.begin() + static_cast<ptrdiff_t>(i--));
+    }
+  }
+
+  void add_beat(a64* heartbeat) {
+    Guard guard(mutex_);
+    beats_.push_back(heartbeat);
+  }
+
+  void remove_beat(const a64* heartbeat) {
+    Guard guard(mutex_);
+    for (size_t i = 0; i < beats_.size(); ++i) {
+      if (beats_[i] == heartbeat) beats_.erase(beats_.begin() + static_cast<ptrdiff_t>(i--));
+    }
+  }
+
+  // Look again now (a request ends on its stream) or by `alarm_ns` (a gate must close).
+  void wake(int64_t alarm_ns) {
+    {
+      Guard guard(wake_mutex_);
+      if (alarm_ns >= alarm_ns_) return;
+      alarm_ns_ = alarm_ns;
+    }
+    wake_.fetch_add(1, std::memory_order_release);
+    futex(&wake_, FUTEX_WAKE_PRIVATE, 1, nullptr);
+  }
+
+ private:
+  struct Watched {
+    TableView table;
+    int lock_fd;
+    uint64_t self;
+  };
+
+  void start() {
+    if (started_) return;
+    started_ = true;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals belong to the job's own threads
+    pthread_t thread;
+    const auto body = [](void* self) -> void* { static_cast<Agent*>(self)->run(); };
+    if (pthread_create(&thread, nullptr, body, this) == 0) pthread_detach(thread);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  [[noreturn]] void run() {
+    prctl(PR_SET_NAME, "herald-agent");
+    prctl(PR_SET_TIMERSLACK, 1000ul);  // the default 50 us would more than double a poll
+    int64_t next_beat = 0;
+    for (;;) {
+      const int64_t now = now_ns();
+      int64_t next = next_beat;
+      bool polling = false;
+      {
+        Guard guard(mutex_);
+        for (const auto& job : high_) next = std::min(next, job->watch(now, &polling));
+        if (now >= next_beat) {
+          next_beat = now + kBeatNs;
+          for (a64* beat : beats_) beat->store(static_cast<uint64_t>(now), std::memory_order_relaxed);
+          for (const Watched& w : tables_) w.table.reap(w.lock_fd, w.self, now);
+        }
+      }
+      rest(std::min(next, next_beat), polling);
+    }
+  }
+
+  void rest(int64_t until_ns, bool polling) {
+    if (polling) {
+      const timespec nap{0, kPollNs};
+      nanosleep(&nap, nullptr);
+      return;
+    }
+    const uint32_t seen = wake_.load(std::memory_order_acquire);
+    {
+      // A wake that came while this thread was looking has lowered the alarm: do not sleep past it.
+      Guard guard(wake_mutex_);
+      until_ns = std::min(until_ns, alarm_ns_);
+      alarm_ns_ = INT64_MAX;
+    }
+    const int64_t left = until_ns - now_ns();
+    if (left <= 0) return;
+    const timespec nap{left / 1'000'000'000, left % 1'000'000'000};
+    futex(&wake_, FUTEX_WAIT_PRIVATE, seen, &nap);
+  }
+
+  Mutex mutex_;
+  std::vector<Watched> tables_;
+  std::vector<std::shared_ptr<HighJob>> high_;
+  std::vector<a64*> beats_;
+  bool started_ = false;
+
+  Mutex wake_mutex_;
+  a32 wake_{0};  // counts wakes, for the futex
+  int64_t alarm_ns_ = INT64_MAX;
+};
+
+}  // namespace herald

@@ -1,0 +1,203 @@
+// The low-priority side: how an op waits while its device's gate is closed. Two mechanisms behind one call.
+//
+//   host    (CPU)   the op's thread waits on the gate word: a bounded spin, then futex naps
+//   stream  (CUDA)  the op's stream waits on the GPU until the gate word is zero; the host goes on, up to a bound
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "cuda_driver.hpp"
+#include "table.hpp"
+
+namespace herald {
+
+// Releases the GIL for the length of a wait, if this thread holds it. Found at run time: no Python headers.
+class GilPause {
+ public:
+  GilPause() {
+    static const auto check = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Check"));
+    static const auto save = reinterpret_cast<void* (*)()>(dlsym(RTLD_DEFAULT, "PyEval_SaveThread"));
+    static const auto initialised = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "Py_IsInitialized"));
+    if (check && save && initialised && initialised() && check()) state_ = save();
+  }
+  ~GilPause() {
+    static const auto restore = reinterpret_cast<void (*)(void*)>(dlsym(RTLD_DEFAULT, "PyEval_RestoreThread"));
+    if (state_) restore(state_);
+  }
+  GilPause(const GilPause&) = delete;
+  GilPause& operator=(const GilPause&) = delete;
+
+ private:
+  void* state_ = nullptr;
+};
+
+// One low-priority job's gate. Never freed: a thread may be waiting in it while the job detaches.
+class Gate {
+ public:
+  static constexpr uint32_t kMostCudaDevices = 16;
+  static constexpr int64_t kSpinNs = 5'000;
+  static constexpr int64_t kNapNs = 50'000'000;       // a lost wake-up costs at most this
+  static constexpr int64_t kLongestWaitNs = 60'000'000'000;  // then the op runs: a gate never stops a job
+  static constexpr uint32_t kRunAheadUs = 20'000;     // host this far ahead of the GPU, in predicted time
+  static constexpr uint32_t kProgressUs = 2'000;      // predicted time between two progress writes
+  static constexpr int64_t kThrottleNapNs = 100'000;
+
+  Gate(TableView table, uint32_t row) : table_(table), row_(table.row(row)) {}
+
+  JobRow& row() const { return row_; }
+  const TableView& table() const { return table_; }
+  bool is_cuda() const { return cuda_ != nullptr; }
+  bool captured() const { return captured_.load(std::memory_order_relaxed); }
+
+  // CUDA: where device `index` finds its gate word and its progress words (kLanes 32-bit words, host and device).
+  void set_cuda(const CudaDriver* cuda, a32* progress, uint64_t progress_device) {
+    cuda_ = cuda;
+    progress_ = progress;
+    progress_device_ = progress_device;
+  }
+  void set_device(uint32_t index, uint32_t slot, uint64_t word_device) {
+    slots_[index] = slot;
+    words_device_[index] = word_device;
+  }
+  void use_host_slot(uint32_t slot) { slots_[0] = slot; }
+
+  // Without MPS contexts take turns anyway, so that nothing may run beside a request: light ops count as heavy.
+  void set_all_heavy(bool all_heavy) { all_heavy_ = all_heavy; }
+  bool all_heavy() const { return all_heavy_; }
+
+  void stop() {
+    active_.store(false, std::memory_order_release);
+    futex(&table_.gate(slots_[0], kClassHeavy), FUTEX_WAKE, INT_MAX, nullptr);
+  }
+
+  // Before an op of `self_ns` predicted device time on `device`.
+  void pass(uint32_t device, int64_t self_ns) {
+    if (cuda_) {
+      if (device < kMostCudaDevices && words_device_[device]) pass_stream(device, self_ns);
+    } else {
+      pass_host();
+    }
+  }
+
+ private:
+  static constexpr uint32_t kLanes = 64;
+
+  // Bookkeeping of one (device, stream). Relaxed atomics: two threads on one stream are rare and may lose a count.
+  struct Lane {
+    std::atomic<uint64_t> stream{0};  // stream handle + 1; 0: free
+    std::atomic<uint32_t> device{0};
+    std::atomic<int64_t> since_wait_ns{INT64_MAX / 2};  // a stream's first op waits
+    std::atomic<uint64_t> enqueued_ns{0};
+    std::atomic<uint64_t> written_us{0};
+  };
+
+  void pass_host() {
+    a32& word = table_.gate(slots_[0], kClassHeavy);
+    row_.gate_points.fetch_add(1, std::memory_order_relaxed);
+    if (word.load(std::memory_order_acquire) == 0) return;
+    const int64_t begin = now_ns();
+    while (word.load(std::memory_order_acquire) != 0 && now_ns() - begin < kSpinNs) pause();
+    if (word.load(std::memory_order_acquire) != 0) {
+      GilPause gil;
+      sleep_until_open(word, begin);
+    }
+    row_.gate_waits.fetch_add(1, std::memory_order_relaxed);
+    row_.gate_wait_ns.fetch_add(static_cast<uint64_t>(now_ns() - begin), std::memory_order_relaxed);
+  }
+
+  void sleep_until_open(a32& word, int64_t begin) {
+    const timespec nap{0, kNapNs};
+    while (const uint32_t closed = word.load(std::memory_order_acquire)) {
+      if (!active_.load(std::memory_order_acquire) || now_ns() - begin > kLongestWaitNs) return;
+      futex(&word, FUTEX_WAIT, closed, &nap);
+    }
+  }
+
+  void pass_stream(uint32_t device, int64_t self_ns) {
+    const CudaStream stream = cuda_->current_stream(static_cast<int>(device));
+    Lane* lane = lane_of(device, stream);
+    const int64_t quantum = table_.header().quantum_ns.load(std::memory_order_relaxed);
+    const int64_t since = lane->since_wait_ns.load(std::memory_order_relaxed);
+    if (since > 0 && since + self_ns > quantum) {
+      enqueue_wait(*lane, device, stream);
+      lane->since_wait_ns.store(self_ns, std::memory_order_relaxed);
+    } else {
+      lane->since_wait_ns.store(since + self_ns, std::memory_order_relaxed);
+    }
+    lane->enqueued_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
+    const auto stretch = static_cast<uint64_t>(std::max(self_ns, std::min(since + self_ns, quantum)));
+    if (stretch > row_.longest_op_ns.load(std::memory_order_relaxed)) {
+      row_.longest_op_ns.store(stretch, std::memory_order_relaxed);
+    }
+  }
+
+  void enqueue_wait(Lane& lane, uint32_t device, CudaStream stream) {
+    if (cuda_->wait_value(stream, words_device_[device], 0, kWaitValueEq) != 0) return;  // fail open
+    row_.gate_points.fetch_add(1, std::memory_order_relaxed);
+    const uint64_t ahead_us = lane.enqueued_ns.load(std::memory_order_relaxed) / 1000;
+    if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < kProgressUs) return;
+    if (cuda_->capturing(stream)) {
+      // A captured progress write would repeat its constant at every replay; the waits alone are right for ever.
+      captured_.store(true, std::memory_order_relaxed);
+      return;
+    }
+    const auto index = static_cast<uint64_t>(&lane - lanes_.data());
+    const uint64_t word = progress_device_ + index * sizeof(uint32_t);
+    if (cuda_->write_value(stream, word, static_cast<uint32_t>(ahead_us), 0) != 0) return;
+    lane.written_us.store(ahead_us, std::memory_order_relaxed);
+    bound_run_ahead(progress_[index], static_cast<uint32_t>(ahead_us));
+  }
+
+  // About 1000 commands fit behind a closed wait; then a launch would block inside the driver.
+  void bound_run_ahead(const a32& done_us, uint32_t enqueued_us) {
+    if (enqueued_us - done_us.load(std::memory_order_acquire) <= kRunAheadUs) return;
+    GilPause gil;
+    const int64_t begin = now_ns();
+    const timespec nap{0, kThrottleNapNs};
+    while (enqueued_us - done_us.load(std::memory_order_acquire) > kRunAheadUs &&
+           active_.load(std::memory_order_acquire) && now_ns() - begin < kLongestWaitNs) {
+      nanosleep(&nap, nullptr);
+    }
+    row_.throttle_ns.fetch_add(static_cast<uint64_t>(now_ns() - begin), std::memory_order_relaxed);
+  }
+
+  Lane* lane_of(uint32_t device, CudaStream stream) {
+    const uint64_t wanted = reinterpret_cast<uint64_t>(stream) + 1;
+    for (Lane& lane : lanes_) {
+      uint64_t found = lane.stream.load(std::memory_order_acquire);
+      if (found == 0 && lane.stream.compare_exchange_strong(found, wanted)) {
+        lane.device.store(device, std::memory_order_relaxed);
+        found = wanted;
+      }
+      if (found == wanted && lane.device.load(std::memory_order_relaxed) == device) return &lane;
+    }
+    return &lanes_[kLanes - 1];
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  TableView table_;
+  JobRow& row_;
+  const CudaDriver* cuda_ = nullptr;
+  a32* progress_ = nullptr;
+  uint64_t progress_device_ = 0;
+  std::array<uint32_t, kMostCudaDevices> slots_{};
+  std::array<uint64_t, kMostCudaDevices> words_device_{};
+  std::array<Lane, kLanes> lanes_;
+  std::atomic<bool> active_{true};
+  std::atomic<bool> captured_{false};
+  bool all_heavy_ = false;
+
+ public:
+  static constexpr uint64_t kProgressBytes = kLanes * sizeof(uint32_t);
+};
+
+}  // namespace herald

@@ -1,0 +1,26 @@
+// What the two halves of the hook library share: ophook.cpp sees torch and the ops, jobs.cpp the jobs of this process.
+// They are compiled apart because torch's headers take most of the build.
+#pragma once
+
+#include <atomic>
+
+#include "costs.hpp"
+#include "gate.hpp"
+
+namespace herald {
+
+// The gate of this process's low-priority job; null: the hook lets everything through. Set by jobs.cpp.
+extern std::atomic<Gate*> g_gate;
+extern Costs* g_costs;
+// From 1; counts up when the last high-priority job of the process detaches. Set by jobs.cpp.
+extern std::atomic<uint32_t> g_serving_era;
+
+const CudaDriver& cuda_driver();  // valid once a CUDA job is attached
+
+// In ophook.cpp: the RecordFunction callback, and what it keeps per thread.
+void enable_callback();
+void disable_callback();
+void mark_serving_thread();  // this thread began a request: it is never gated
+void reset_thread();         // in a forked child
+
+}  // namespace herald

@@ -1,0 +1,305 @@
+"""A job of this process: its row in the table, its requests or its gate, and the way back to nothing.
+
+Jobs are made by `herald.attach`. `detach` leaves no trace in the model and gates nothing any more; a CUDA graph that
+was captured while attached keeps the waits in it, which stay safe: the process's agent goes on clearing up for it.
+"""
+
+import atexit
+import ctypes
+import os
+import threading
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from typing_extensions import override
+
+from herald.durations import parse_duration
+from herald.errors import AttachError, ConfigError, TableError
+from herald.hooks import devices, learned, native
+from herald.hooks.devices import JobDevice
+from herald.hooks.requests import ForwardRequests, Request, arrival_ns
+from herald.native import process_token
+from herald.table import JobView, Table
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Job(ABC):
+    """One attached job. A context manager: leaving it detaches."""
+
+    priority: str
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name under which `herald status` and the config know it."""
+
+    @abstractmethod
+    def stats(self) -> JobView:
+        """What the table knows of this job now; after `detach`, what it knew last."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Gate nothing any more and free the row. Again, or in a forked child: nothing."""
+
+    def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+        """Open a request; requests may overlap. Never waits.
+
+        ``arrival``: when it arrived, in time.monotonic() seconds (default: now); latency and deadline count from it.
+        ``slo``: this request's own, as "50ms" (default: the job's). Raises ConfigError.
+        """
+        del arrival, slo
+        raise ConfigError(f"job {self.name!r} has priority 'low': only a job of priority 'high' serves requests")
+
+    def request(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+        """`begin`, for use in a ``with`` block: the request ends with the block, also by an exception."""
+        return self.begin(arrival=arrival, slo=slo)
+
+    def save_profile(self, path: str | Path) -> None:
+        """Write what was learnt of op costs, for `attach(profile=...)`. Raises ConfigError."""
+        del path
+        raise ConfigError(f"job {self.name!r} has priority 'high': op costs are learnt of low-priority jobs")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.detach()
+
+
+class _AttachedJob(Job):
+    """A job with a row."""
+
+    def __init__(self, table: Table, device: JobDevice, *, name: str, slo_ns: int = 0, target: float = 0.99) -> None:
+        self._table = table
+        self._device = device
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._last: JobView | None = None
+        with _registry_lock:
+            self._check_neighbours()
+            table.keep_mapped()
+            self._row = table.claim(
+                name=name, priority=self.priority, device=device.name, slo_ns=slo_ns, target=target, mps=device.mps
+            )
+            try:
+                self._start()
+            except BaseException:
+                table.release(self._row)
+                raise
+            _jobs.add(self)
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.stats().name
+
+    @override
+    def stats(self) -> JobView:
+        last = self._last
+        return last if last is not None else self._table.job(self._row)
+
+    @override
+    def detach(self) -> None:
+        with self._lock:
+            if self._last is not None or self._pid != os.getpid():
+                return
+            self._stop()
+            self._last = self._table.job(self._row)
+            self._table.release(self._row)
+        with _registry_lock:
+            _jobs.discard(self)
+
+    def _check_neighbours(self) -> None:
+        for other in _jobs:
+            if other.priority != self.priority and (self._device.is_cuda or other._device.is_cuda):
+                raise AttachError(
+                    f"this process already has the {other.priority}-priority job {other.name!r}: on CUDA the two "
+                    "priorities need two processes, since a launch that waits behind the gate can block the other job"
+                )
+
+    @abstractmethod
+    def _start(self) -> None: ...
+
+    @abstractmethod
+    def _stop(self) -> None: ...
+
+
+class HighJob(_AttachedJob):
+    """An inference service: its open requests close the gate, as its plan says. It never waits."""
+
+    priority = "high"
+
+    def __init__(self, table: Table, device: JobDevice, model: "torch.nn.Module | None", **identity: object) -> None:
+        self._slo_ns = int(identity.get("slo_ns") or 0)  # type: ignore[call-overload]
+        self._explicit = 0
+        self._explicit_lock = threading.Lock()
+        self._inside = threading.local()
+        super().__init__(table, device, **identity)  # type: ignore[arg-type]
+        self._forward = ForwardRequests(model, self._begin_forward) if model is not None else None
+
+    @override
+    def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+        slo_ns = self._slo_ns if slo is None else parse_duration(slo, setting="slo")
+        arrived = arrival_ns(arrival)
+        with self._explicit_lock:
+            self._explicit += 1
+        return Request(self, self._begin(arrived, slo_ns))
+
+    def end_request(self, slot: int) -> None:
+        """Called by `Request.end`, once."""
+        native.hook().herald_request_end(self._handle, slot)
+        with self._explicit_lock:
+            self._explicit -= 1
+
+    def _begin(self, arrived_ns: int, slo_ns: int) -> int:
+        return int(native.hook().herald_request_begin(self._handle, arrived_ns, slo_ns))
+
+    def _begin_forward(self) -> Request | None:
+        """A request for a forward that nothing else accounts for."""
+        if self._explicit or getattr(self._inside, "forward", False):
+            return None
+        self._inside.forward = True
+        return Request(_ForwardEnd(self), self._begin(0, self._slo_ns))
+
+    def _start(self) -> None:
+        error = ctypes.create_string_buffer(native.ERROR_BYTES)
+        index = self._device.cuda_index
+        self._handle = native.hook().herald_high_attach(
+            self._table.address,
+            self._table.lock_fd,
+            self._row,
+            process_token(),
+            -1 if index is None else index,
+            error,
+            native.ERROR_BYTES,
+        )
+        if not self._handle:
+            raise AttachError(f"the GPU cannot report completion: {error.value.decode()}; see `herald doctor`")
+
+    def _stop(self) -> None:
+        if self._forward is not None:
+            self._forward.remove()
+        native.hook().herald_high_detach(self._handle)
+
+
+class _ForwardEnd:
+    """Ends an automatic request and lets the thread's next forward be one again."""
+
+    def __init__(self, job: HighJob) -> None:
+        self._job = job
+
+    def end_request(self, slot: int) -> None:
+        self._job._inside.forward = False
+        native.hook().herald_request_end(self._job._handle, slot)
+
+
+class LowJob(_AttachedJob):
+    """Best-effort training: its heavy ops wait while the gate of their device is closed."""
+
+    priority = "low"
+
+    def _check_neighbours(self) -> None:
+        super()._check_neighbours()
+        for other in _jobs:
+            if other.priority == "low":
+                raise AttachError(
+                    f"this process already has the low-priority job {other.name!r}: the op hook sees the whole "
+                    "process, so that one is enough; detach it first"
+                )
+
+    def _start(self) -> None:
+        error = ctypes.create_string_buffer(native.ERROR_BYTES)
+        slots, num_cuda = self._device_slots()
+        # Without MPS the contexts of a GPU take turns, so nothing of this job runs beside a request anyway.
+        all_heavy = self._device.is_cuda and not self._device.mps
+        ok = native.hook().herald_low_attach(
+            self._table.address,
+            self._table.lock_fd,
+            self._row,
+            process_token(),
+            (ctypes.c_int32 * len(slots))(*slots),
+            num_cuda,
+            all_heavy,
+            error,
+            native.ERROR_BYTES,
+        )
+        if not ok:
+            raise AttachError(f"streams of this GPU cannot be gated: {error.value.decode()}; see `herald doctor`")
+
+    def _stop(self) -> None:
+        native.hook().herald_low_detach()
+
+    @override
+    def save_profile(self, path: str | Path) -> None:
+        learned.save(path, learned.device_description(self._device.cuda_index))
+
+    def _device_slots(self) -> tuple[list[int], int]:
+        """Table slots of every device that ops may run on, by CUDA index; (slots, number of CUDA devices)."""
+        if not self._device.is_cuda:
+            return [self._table.device_slot(self._device.name)], 0
+        import torch
+
+        count = torch.cuda.device_count()
+        return [self._table.device_slot(devices.gpu_name(i)) for i in range(count)], count
+
+
+class DisabledJob(Job):
+    """What `attach` returns under HERALD_DISABLE=1: the same calls, no effect."""
+
+    def __init__(self, name: str, priority: str, view: JobView) -> None:
+        self.priority = priority
+        self._name = name
+        self._view = view
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._name
+
+    @override
+    def stats(self) -> JobView:
+        return self._view
+
+    @override
+    def detach(self) -> None:
+        return
+
+    @override
+    def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+        del arrival, slo
+        return Request(_NoJob(), 0)
+
+    @override
+    def save_profile(self, path: str | Path) -> None:
+        del path
+
+
+class _NoJob:
+    def end_request(self, slot: int) -> None:
+        del slot
+
+
+_jobs: set[_AttachedJob] = set()
+_registry_lock = threading.RLock()
+
+
+def _forget_parents_jobs() -> None:
+    global _registry_lock  # noqa: PLW0603 -- the parent's lock may have been held when it forked
+    _registry_lock = threading.RLock()
+    _jobs.clear()
+
+
+@atexit.register
+def detach_all() -> None:
+    """Detach every job of this process; runs at exit."""
+    for job in list(_jobs):
+        job.detach()
+
+
+os.register_at_fork(after_in_child=_forget_parents_jobs)
+
+__all__ = ["DisabledJob", "HighJob", "Job", "LowJob", "TableError", "detach_all"]

@@ -1,0 +1,120 @@
+"""Requests of a high-priority job: explicit ones, and one per outermost forward."""
+
+import math
+import threading
+import time
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from herald.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_MOST_FUTURE_S = 60.0  # arrivals may be stamped ahead by a load generator, not by another clock
+
+
+class Ends(Protocol):
+    """What a request needs of its job."""
+
+    def end_request(self, slot: int) -> None:
+        """The request's work is enqueued on the current stream (CUDA) or done (CPU)."""
+
+
+class Request:
+    """One open request. End it once, from any thread, on the stream that did its work; ending again does nothing."""
+
+    def __init__(self, job: Ends, slot: int) -> None:
+        self._job = job
+        self._slot = slot
+        self._open = threading.Lock()  # taken by the first end, never released
+
+    def end(self) -> None:
+        """Say that all work of the request is enqueued (CUDA) or done (CPU). Never waits for the GPU."""
+        if self._open.acquire(blocking=False):
+            self._job.end_request(self._slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def arrival_ns(arrival: float | None) -> int:
+    """The arrival in ns of the monotonic clock, 0 for "now". Raises ConfigError for another clock's times."""
+    if arrival is None:
+        return 0
+    now = time.monotonic()
+    if not isinstance(arrival, int | float) or not math.isfinite(arrival) or not 0 < arrival < now + _MOST_FUTURE_S:
+        raise ConfigError(f"arrival = {arrival!r}: give time.monotonic() seconds (now {now:.3f}), not another clock's")
+    return max(1, round(arrival * 1e9))
+
+
+class ForwardRequests:
+    """Makes each outermost forward of a model a request, until it is removed.
+
+    It stands in for the instance's ``forward``: that catches ``model(x)``, ``model.forward(x)`` and compiled modules,
+    and try/finally catches exceptions, where forward hooks miss one or the other.
+    """
+
+    def __init__(self, model: "torch.nn.Module", begin: Callable[[], Request | None]) -> None:
+        self._model = model
+        self._had_own = "forward" in model.__dict__
+        self._original: Callable[..., Any] = model.forward
+        self._wrapper = _wrapper_class()(self._original, begin)
+        model.forward = self._wrapper
+
+    def remove(self) -> None:
+        """Leave the model as it was; a wrapper that someone laid over this one stays, with nothing beneath."""
+        self._wrapper.begin = None
+        if self._model.__dict__.get("forward") is not self._wrapper:
+            return
+        if self._had_own:
+            self._model.forward = self._original
+        else:
+            del self._model.forward
+
+
+_wrapper: type | None = None
+
+
+def _wrapper_class() -> Any:
+    """The class of the stand-in, made when torch is there."""
+    global _wrapper  # noqa: PLW0603 -- a class that needs torch, made once
+    if _wrapper is not None:
+        return _wrapper
+    import torch
+
+    class RequestForward:
+        def __init__(self, original: Callable[..., Any], begin: Callable[[], Request | None] | None) -> None:
+            self.original = original
+            self.begin = begin
+
+        # Not traced by torch.compile: what it calls is.
+        @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            request = self.begin() if self.begin is not None else None
+            if request is None:
+                return self.original(*args, **kwargs)
+            with request:
+                return self.original(*args, **kwargs)
+
+        # A copy or a pickle of the model is an ordinary model: it must not run, or count for, this one.
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            return _plain_forward(memo.get(id(_owner(self.original)), _owner(self.original)))
+
+        def __reduce__(self) -> Any:
+            return _plain_forward, (_owner(self.original),)
+
+    _wrapper = RequestForward
+    return _wrapper
+
+
+def _owner(bound: Callable[..., Any]) -> Any:
+    return getattr(bound, "__self__", None)
+
+
+def _plain_forward(model: Any) -> Any:
+    return types.MethodType(type(model).forward, model)

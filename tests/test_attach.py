@@ -1,0 +1,149 @@
+"""What a person may get wrong when attaching, and what is left behind: nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import herald
+from herald import layout
+from herald.table import Table
+
+
+def test_the_public_names_are_sorted_and_exist() -> None:
+    assert herald.__all__ == sorted(herald.__all__)
+    for name in herald.__all__:
+        assert getattr(herald, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"priority": "urgent"}, r"priority = 'urgent'.*'high'.*'low'"),
+        ({}, r"no priority.*'high'.*'low'"),
+        ({"priority": "high", "slo": "50"}, r"slo = '50' has no unit.*50ms"),
+        ({"priority": "high", "slo": "-5ms"}, r"slo = '-5ms' is not positive"),
+        ({"priority": "high", "slo": 0.05}, r"slo = 0.05 is not a duration"),
+        ({"priority": "low", "slo": "50ms"}, r"slo = '50ms'.*'low' has no SLO"),
+        ({"priority": "low", "domain": "a/b"}, r"domain = 'a/b'"),
+        ({"priority": "low", "device": "tpu"}, r"device = 'tpu'.*'cpu'"),
+        ({"priority": "low", "device": "meta"}, r"device = 'meta'"),
+        ({"priority": "low", "config": "/nowhere/herald.toml"}, r"/nowhere/herald.toml.*cannot be read"),
+        ({"priority": "low", "profile": "/nowhere/p.json"}, r"/nowhere/p.json.*cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
+    domain: str, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(herald.ConfigError, match=message):
+        herald.attach(**({"device": "cpu"} | arguments))  # type: ignore[arg-type]
+    assert domain not in herald.table.domains() or Table.open(domain).jobs() == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said_so(domain: str) -> None:
+    with pytest.raises(herald.AttachError, match="sees no GPU.*herald doctor"):
+        herald.attach(priority="low", device="cuda")
+
+
+def test_the_config_speaks_where_the_code_is_silent(domain: str, tmp_path: Path) -> None:
+    config = tmp_path / "herald.toml"
+    config.write_text(f'domain = "{domain}"\n[jobs.chat]\npriority = "high"\nslo = "80ms"\ntarget = 0.95\n')
+    with herald.attach(name="chat", device="cpu", config=config) as job:
+        stats = job.stats()
+        assert (stats.priority, stats.slo_ns, stats.target) == ("high", 80_000_000, 0.95)
+    with herald.attach(name="chat", device="cpu", config=config, slo="20ms") as job:
+        assert job.stats().slo_ns == 20_000_000
+
+
+def test_a_full_table_is_an_error_and_frees_up_again(domain: str) -> None:
+    table = Table.open(domain)
+    rows = [table.claim(name="filler", priority="low", device="cpu") for _ in range(layout.MAX_JOBS)]
+    with pytest.raises(herald.TableError, match="full: 64 jobs"):
+        herald.attach(priority="high", device="cpu")
+    table.release(rows[0])
+    herald.attach(priority="high", device="cpu").detach()
+
+
+def test_one_low_priority_job_per_process(domain: str) -> None:
+    with herald.attach(priority="low", name="first", device="cpu"):
+        with pytest.raises(herald.AttachError, match="'first'"):
+            herald.attach(priority="low", name="second", device="cpu")
+        assert [job.name for job in Table.open(domain).jobs()] == ["first"]
+
+
+def test_a_low_priority_job_serves_no_requests(domain: str) -> None:
+    with (
+        herald.attach(priority="low", device="cpu") as job,
+        pytest.raises(herald.ConfigError, match="'low'.*'high'"),
+    ):
+        job.request()
+
+
+def test_one_rank_of_many_is_refused(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holding one rank back would stall the others' collectives."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    with pytest.raises(herald.AttachError, match="8 ranks"):
+        herald.attach(priority="low", device="cpu")
+
+
+def test_disabled_herald_has_the_same_calls_and_no_effect(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERALD_DISABLE", "1")
+    model = torch.nn.Linear(2, 2)
+    job = herald.attach(model, priority="high", slo="50ms")
+    assert "forward" not in model.__dict__
+    with job, job.request(arrival=1.0):
+        model(torch.randn(1, 2))
+    assert job.stats().requests_done == 0
+    assert domain not in herald.table.domains()
+    with pytest.raises(herald.ConfigError, match="slo"):  # still checked: the setting is wrong either way
+        herald.attach(model, priority="high", slo="50")
+
+
+def test_training_is_bit_identical_with_and_without_herald(domain: str) -> None:
+    """Time gating changes when ops run, never what they compute."""
+
+    def losses(attach: bool) -> list[float]:
+        torch.manual_seed(7)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Tanh(), torch.nn.Linear(128, 8))
+        optimizer = torch.optim.Adam(model.parameters())
+        x, y = torch.randn(32, 64), torch.randint(0, 8, (32,))
+        job = herald.attach(model, priority="low") if attach else None
+        out = []
+        for _ in range(12):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            out.append(loss.item())
+        if job:
+            assert job.stats().gate_points > 0
+            job.detach()
+        return out
+
+    assert losses(attach=False) == losses(attach=True)
+
+
+def test_a_process_that_ends_without_detaching_leaves_no_row(domain: str, child) -> None:
+    job = child("""
+        import herald
+        herald.attach(priority="high", name="careless", device="cpu").begin()
+        print("attached")
+    """)
+    job.expect("attached")
+    assert job.process.wait(60) == 0
+    table = Table.open(domain)
+    assert table.jobs() == []
+    assert table.gate_words().get(("cpu", layout.CLASS_HEAVY), 0) == 0
+
+
+def test_without_a_daemon_it_is_said_once(domain: str) -> None:
+    script = "import herald\nfor _ in range(3):\n    herald.attach(priority='high', device='cpu').detach()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60, env=os.environ.copy()
+    )
+    assert done.stderr.count("no daemon in domain") == 1
