@@ -14,17 +14,17 @@ def launch_env(priority: Priority, device: str = "cpu", mps_pipe: str | None = N
     """Environment variables for a job's process, to be laid over its own.
 
     On ``device`` "cpu", OpenMP threads sleep while they wait: threads that spin while their master is gated would eat
-    the other job's cores. On "cuda", kernels are loaded when the module is, since a first launch behind a closed gate
-    would block the host; under MPS (``mps_pipe``: its CUDA_MPS_PIPE_DIRECTORY) low
-    priority also means client priority 1.
+    the other job's cores. On "cuda" under MPS (``mps_pipe``: its CUDA_MPS_PIPE_DIRECTORY), low priority also means MPS
+    client priority 1. Without MPS a GPU job needs nothing.
     """
     if device == "cpu":
         return {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-    env = {"CUDA_MODULE_LOADING": "EAGER"} if priority == "low" else {}
-    if mps_pipe:
-        env["CUDA_MPS_PIPE_DIRECTORY"] = mps_pipe
-        env["CUDA_MPS_CLIENT_PRIORITY"] = "1" if priority == "low" else "0"
-    return env
+    if mps_pipe is None:
+        return {}
+    return {
+        "CUDA_MPS_PIPE_DIRECTORY": mps_pipe,
+        "CUDA_MPS_CLIENT_PRIORITY": "1" if priority == "low" else "0",
+    }
 
 
 def use_idle_class() -> None:

@@ -1,0 +1,191 @@
+"""`herald run`: an unmodified Python program as a job of a domain.
+
+`herald run` becomes the program (exec), so signals, exit code, terminal and process id are the program's own.
+A Python program starts through `python -m herald.bootstrap`, which attaches the process and then runs the
+target as `python` would have: the op hook is process-wide and needs no model.
+"""
+
+import argparse
+import os
+import re
+import runpy
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import herald
+from herald.config import PRIORITIES, choose_domain
+from herald.driver import NoDriverError, probe
+from herald.errors import ConfigError, HeraldError
+from herald.launch import launch_env, use_idle_class
+from herald.table import Table, segment_name
+
+_INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
+_OPTIONS_WITH_VALUE = "WX"
+_OPTIONS_WITH_TARGET = "mc"
+
+
+@dataclass(frozen=True)
+class PythonCommand:
+    """`python OPTIONS TARGET`, where TARGET is `script.py ...`, `-m module ...` or `-c code ...`."""
+
+    interpreter: str
+    options: tuple[str, ...]
+    target: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What to call the program: the script's or the module's name."""
+        if self.target[0] == "-c":
+            return "python"
+        return self.target[1] if self.target[0] == "-m" else Path(self.target[0]).stem
+
+    @classmethod
+    def parse(cls, command: Sequence[str]) -> Self | None:
+        """The parts of a command; None where it is not a Python program (or an interactive one)."""
+        if command[0].endswith(".py"):
+            return cls(sys.executable, (), tuple(command))
+        if not _INTERPRETER.fullmatch(Path(command[0]).name):
+            return None
+        options: list[str] = []
+        words = list(command[1:])
+        while words and words[0].startswith("-") and words[0] != "-":
+            target = _take_option(words, options)
+            if target:
+                return cls(command[0], tuple(options), target)
+        return cls(command[0], tuple(options), tuple(words)) if words and words[0] != "-" else None
+
+
+def _take_option(words: list[str], options: list[str]) -> tuple[str, ...] | None:
+    """Move one word of options, with its value, from ``words`` to ``options``; or return the target it names.
+
+    Short options may be joined as in `python -um module`, with the value in the same word or the next.
+    """
+    word = words.pop(0)
+    if word.startswith("--"):
+        options.append(word)
+        return None
+    for place, letter in enumerate(word[1:], start=1):
+        value = word[place + 1 :]
+        if letter in _OPTIONS_WITH_TARGET:
+            if place > 1:
+                options.append(word[:place])
+            return (f"-{letter}", *([value] if value else []), *words)
+        if letter in _OPTIONS_WITH_VALUE:
+            options.append(word)
+            if not value and words:
+                options.append(words.pop(0))
+            return None
+    options.append(word)
+    return None
+
+
+def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`herald run`."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a program as a job of a domain, unmodified",
+        usage="herald run --priority low [options] -- python train.py ...",
+        epilog="With priority high only the environment is prepared: what a request is, and its SLO, only the service "
+        'knows and says with herald.attach(model, priority="high", slo="50ms").',
+    )
+    parser.add_argument("--priority", choices=PRIORITIES, required=True, help="low: training; high: inference")
+    parser.add_argument("--name", help="of the low-priority job; default: the program's name")
+    parser.add_argument("--domain", help="default: HERALD_DOMAIN, else 'default'")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the program computes")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the program with its arguments")
+    parser.set_defaults(run=_become)
+
+
+def _become(arguments: argparse.Namespace) -> int:
+    """Replace this process by the program. Returns only by raising."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        raise ConfigError("herald run: no program: write it last, as in `herald run --priority low -- python train.py`")
+    domain = choose_domain(arguments.domain)
+    device = _device(arguments.device)
+    environment = os.environ | launch_env(arguments.priority, device, _mps_pipe(domain)) | {"HERALD_DOMAIN": domain}
+    words = attached(command, domain, arguments.name) if arguments.priority == "low" else command
+    if device == "cpu" and arguments.priority == "low":
+        use_idle_class()
+    try:
+        os.execvpe(words[0], words, environment)
+    except OSError as error:
+        raise ConfigError(f"herald run: cannot start {words[0]!r}: {error.strerror}") from error
+
+
+def attached(command: Sequence[str], domain: str, name: str | None) -> list[str]:
+    """The command that runs a Python program as a low-priority job. Raises ConfigError for another program."""
+    python = PythonCommand.parse(command)
+    if python is None:
+        raise ConfigError(
+            f"herald run: {' '.join(command)!r} is not a Python program: give `python script.py`, `python -m module` "
+            'or a script.py; a program of another kind can call herald.attach(priority="low") itself'
+        )
+    return [
+        python.interpreter,
+        *python.options,
+        "-m",
+        "herald.bootstrap",
+        domain,
+        name or python.title,
+        *python.target,
+    ]
+
+
+def _device(wanted: str) -> Literal["cpu", "cuda"]:
+    if wanted in ("cpu", "cuda"):
+        return cast("Literal['cpu', 'cuda']", wanted)
+    try:
+        probe()
+    except NoDriverError:
+        return "cpu"
+    return "cuda"
+
+
+def _mps_pipe(domain: str) -> str | None:
+    """The MPS that the domain's daemon published, if there is one."""
+    if not (Path("/dev/shm") / segment_name(domain)[1:]).exists():
+        return None
+    return Table.open(domain, create=False).header.mps_pipe.decode() or None
+
+
+# From here on inside the program's own process: `python -m herald.bootstrap DOMAIN NAME TARGET...`.
+
+
+def main(domain: str, name: str, target: Sequence[str]) -> None:
+    """Attach this process as a low-priority job, then run the target as `python` would have."""
+    if not target[0].startswith("-") and not Path(target[0]).exists():
+        print(f"herald: error: herald run: {target[0]}: no such file", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        job = herald.attach(priority="low", name=name, domain=domain)
+    except HeraldError as error:
+        print(f"herald: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    with job:
+        run_target(target)
+
+
+def run_target(target: Sequence[str]) -> None:
+    """Run `script.py ...`, `-m module ...` or `-c code ...` as the main program of this process."""
+    if target[0] == "-m":
+        sys.argv = list(target[1:])
+        runpy.run_module(target[1], run_name="__main__", alter_sys=True)
+    elif target[0] == "-c":
+        sys.argv = ["-c", *target[2:]]
+        program = types.ModuleType("__main__")
+        sys.modules["__main__"] = program
+        exec(compile(target[1], "<string>", "exec"), program.__dict__)
+    else:
+        sys.argv = list(target)
+        if not sys.flags.safe_path:  # `python -m` put the working directory there
+            sys.path[0] = str(Path(target[0]).resolve().parent)
+        runpy.run_path(target[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,249 @@
+"""What a person writes in herald.toml, read into frozen dataclasses.
+
+Jobs and the daemon read the same file, so this module knows neither policies nor torch: whether a policy of
+that name exists is for the daemon to say. A Config never changes, and unknown keys are errors.
+
+    domain = "default"            # which jobs meet
+    policy = "laxity"             # "free", "strict" or "laxity"
+    [mps]
+    enabled = false               # the daemon owns an MPS server
+    [limits]
+    max_hold = "10s"              # the longest that one request may hold training back
+    floor = 0.05                  # share of time that training gets however long the holds are
+    quantum = "250us"             # predicted heavy time between two waits of a gated stream
+    [jobs.chat]
+    priority = "high"
+    slo = "50ms"
+    target = 0.99                 # share of requests that must meet the SLO
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeVar
+
+from herald.durations import parse_duration
+from herald.errors import ConfigError
+from herald.settings import Settings, check_domain
+
+Priority = Literal["high", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "low")
+DEFAULT_POLICY = "strict"
+DEFAULT_TARGET = 0.99
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class MpsConfig:
+    """[mps]"""
+
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """[limits]: what training is guaranteed whatever the requests do."""
+
+    max_hold_ns: int = 10_000_000_000
+    floor: float = 0.05
+    quantum_ns: int = 250_000
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """[jobs.NAME]: what is known of a job before it attaches. None leaves it to `herald.attach`."""
+
+    name: str
+    priority: Priority | None = None
+    slo_ns: int | None = None
+    target: float = DEFAULT_TARGET
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration; `Config()` is that of a user who wrote none."""
+
+    source: str | None = None  # the file, for messages
+    domain: str | None = None  # None: HERALD_DOMAIN, else the default domain
+    policy: str = DEFAULT_POLICY
+    mps: MpsConfig = MpsConfig()
+    limits: Limits = Limits()
+    jobs: Mapping[str, JobConfig] = field(default_factory=lambda: MappingProxyType({}))
+
+    def job(self, name: str) -> JobConfig:
+        """What the file says of job ``name``; the defaults where it says nothing."""
+        return self.jobs.get(name) or JobConfig(name)
+
+
+def find(path: str | Path | None = None) -> Config:
+    """The configuration at ``path``, else at HERALD_CONFIG, else that of a user who wrote none. Raises ConfigError."""
+    chosen = path or Settings.from_env().config
+    return load(chosen) if chosen else Config()
+
+
+def choose_domain(given: str | None, config: Config | None = None) -> str:
+    """The domain of a command: --domain, else the config's, else HERALD_DOMAIN, else "default". Raises ConfigError."""
+    if given:
+        return check_domain(given, setting="--domain")
+    return (config or find()).domain or Settings.from_env().domain
+
+
+def load(path: str | Path) -> Config:
+    """Read a TOML file. Raises ConfigError naming the file, the key, its value and what is allowed."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read ({error.strerror}): give the path of a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason}): give a TOML file") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config {path}: is not valid TOML: {error}") from error
+    return parse(document, source=str(path))
+
+
+def parse(document: Mapping[str, object], *, source: str = "<config>") -> Config:
+    """Check a parsed document. Raises ConfigError like `load`."""
+    root = _Section(source, (), document, allowed=("domain", "policy", "mps", "limits", "jobs"))
+    mps = root.section("mps", allowed=("enabled",))
+    limits = root.section("limits", allowed=("max_hold", "floor", "quantum"))
+    jobs = root.section("jobs", allowed=None)
+    return Config(
+        source=source,
+        domain=root.get("domain", None, _domain),
+        policy=root.get("policy", DEFAULT_POLICY, _text),
+        mps=MpsConfig(enabled=mps.get("enabled", MpsConfig.enabled, _switch)),
+        limits=Limits(
+            max_hold_ns=limits.get("max_hold", Limits.max_hold_ns, _duration_ns),
+            floor=limits.get("floor", Limits.floor, _floor),
+            quantum_ns=limits.get("quantum", Limits.quantum_ns, _quantum_ns),
+        ),
+        jobs=MappingProxyType({name: _job(jobs, name) for name in jobs.values}),
+    )
+
+
+def did_you_mean(wrong: object, allowed: tuple[str, ...]) -> str:
+    """ " (did you mean 'high'?)", or nothing where no allowed word is near."""
+    near = get_close_matches(str(wrong).lower(), allowed, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One TOML table: knows its place, so that every complaint names file, key and value."""
+
+    source: str
+    path: tuple[str, ...]
+    values: Mapping[str, object]
+    allowed: tuple[str, ...] | None  # None: keys are names that the user chose
+
+    def __post_init__(self) -> None:
+        for key in self.values:
+            if self.allowed is not None and key not in self.allowed:
+                hint = did_you_mean(key, self.allowed)
+                raise ConfigError(
+                    f"config {self.source}: unknown key {self._dotted(key)} = {self.values[key]!r}{hint}: "
+                    f"allowed here are {', '.join(self.allowed)}; correct or delete it"
+                )
+
+    def get(self, key: str, default: _T, read: Callable[[str, object], _T]) -> _T:
+        """The value of ``key`` as ``read`` understands it, or the default where it is absent."""
+        if key not in self.values:
+            return default
+        try:
+            return read(self._dotted(key), self.values[key])
+        except ConfigError as error:
+            raise ConfigError(f"config {self.source}: {error}") from None
+
+    def section(self, key: str, *, allowed: tuple[str, ...] | None) -> "_Section":
+        """The table under ``key``, empty where it is absent."""
+        return _Section(self.source, (*self.path, key), self.get(key, {}, _table), allowed)
+
+    def _dotted(self, key: str) -> str:
+        return ".".join((*self.path, key))
+
+
+def _job(jobs: _Section, name: str) -> JobConfig:
+    section = jobs.section(name, allowed=("priority", "slo", "target"))
+    job = JobConfig(
+        name=name,
+        priority=section.get("priority", None, _priority),
+        slo_ns=section.get("slo", None, _duration_ns),
+        target=section.get("target", DEFAULT_TARGET, _target),
+    )
+    if job.priority == "low" and job.slo_ns is not None:
+        raise ConfigError(
+            f"config {jobs.source}: jobs.{name}.slo = {section.values['slo']!r}: "
+            "a job of priority 'low' has no SLO; delete slo, or give priority = \"high\""
+        )
+    return job
+
+
+# Readers: from what TOML holds to what Herald keeps. Each is given the dotted key for its message.
+
+
+def _table(key: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise _wrong(key, value, f"a table: write it as [{key}]")
+    return value
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong(key, value, 'text in quotes, as in "strict"')
+    return value
+
+
+def _domain(key: str, value: object) -> str:
+    return check_domain(_text(key, value), setting=key)
+
+
+def _switch(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(key, value, "true or false, without quotes")
+    return value
+
+
+def _priority(key: str, value: object) -> Priority:
+    if value not in PRIORITIES:
+        hint = did_you_mean(value, PRIORITIES)
+        raise _wrong(key, value, f'"high" (inference) or "low" (training){hint}')
+    return value
+
+
+def _duration_ns(key: str, value: object) -> int:
+    if not isinstance(value, str):
+        raise _wrong(key, value, 'a duration in quotes with a unit, such as "50ms"')
+    return parse_duration(value, setting=key)
+
+
+def _floor(key: str, value: object) -> float:
+    return _number(key, value, "a number from 0 to 0.5", lambda number: 0 <= number <= 0.5)
+
+
+def _quantum_ns(key: str, value: object) -> int:
+    quantum_ns = _duration_ns(key, value)
+    if not 10_000 <= quantum_ns <= 100_000_000:
+        raise _wrong(key, value, "from '10us' to '100ms': less costs more waits, more holds requests up longer")
+    return quantum_ns
+
+
+def _target(key: str, value: object) -> float:
+    return _number(key, value, "a number above 0 and below 1, such as 0.99", lambda number: 0 < number < 1)
+
+
+def _number(key: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> float:
+    # bool is an int to Python, but not to whoever wrote the file; NaN fails every comparison.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_allowed(value):
+        raise _wrong(key, value, allowed)
+    return float(value)
+
+
+def _wrong(key: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{key} = {value!r}: allowed is {allowed}")

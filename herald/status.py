@@ -1,0 +1,210 @@
+"""`herald status`: one look at a domain, for people and (--json) for programs."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from herald.config import choose_domain
+from herald.durations import format_ns
+from herald.scheduler.daemon import describe
+from herald.scheduler.prediction import infeasible
+from herald.scheduler.snapshot import Plan, Snapshot, key_of
+from herald.table import JobView, Table, now_ns, segment_name
+
+_STALE_AFTER_NS = 1_000_000_000  # twenty beats
+
+
+@dataclass(frozen=True)
+class DaemonStatus:
+    """The daemon of a domain."""
+
+    state: Literal["alive", "stale", "none"] = "none"  # stale: it owns the domain but has stopped beating
+    pid: int | None = None
+    host: str | None = None
+    beat_age_ns: int | None = None
+    policy: str = "strict"  # the one in force
+    mps_pipe: str | None = None
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One job. Durations in ns; None where there is nothing to say yet, or ever for that priority."""
+
+    name: str
+    priority: str
+    device: str
+    pid: int
+    slo_ns: int | None
+    target: float
+    attainment: float | None
+    p50_ns: int | None
+    p99_ns: int | None
+    requests_done: int
+    requests_open: int
+    plan: str | None
+    infeasible_below_ns: int | None  # set where the SLO is lower than what can be guaranteed
+    gate_points: int
+    gate_waits: int
+    gate_wait_ns: int
+    coverage: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """One look at a domain."""
+
+    domain: str
+    daemon: DaemonStatus = DaemonStatus()
+    jobs: tuple[JobStatus, ...] = ()
+
+
+def look(domain: str, now_ns: int) -> Status:
+    """The status of a domain, whether or not anything started in it. Raises TableError: a broken table."""
+    if not (Path("/dev/shm") / segment_name(domain)[1:]).exists():
+        return Status(domain)
+    table = Table.open(domain, create=False)
+    table.reap(now_ns)  # as everyone who looks does: a job that died since is not shown
+    return status_of(table, now_ns)
+
+
+def status_of(table: Table, now_ns: int) -> Status:
+    """The status that a table shows."""
+    jobs = table.jobs()
+    notes = {note.key: note.needed_ns for note in infeasible(Snapshot.of(jobs))}
+    return Status(
+        domain=table.domain,
+        daemon=_daemon(table, now_ns),
+        jobs=tuple(_job(job, notes.get(key_of(job))) for job in jobs),
+    )
+
+
+def _daemon(table: Table, now_ns: int) -> DaemonStatus:
+    header = table.header
+    mps_pipe = header.mps_pipe.decode(errors="replace") or None
+    if not table.daemon_is_alive():
+        return DaemonStatus(mps_pipe=mps_pipe)
+    age_ns = max(0, now_ns - header.daemon_heartbeat_ns)
+    return DaemonStatus(
+        state="alive" if age_ns < _STALE_AFTER_NS else "stale",
+        pid=header.daemon_pid,
+        host=header.daemon_host.decode(errors="replace"),
+        beat_age_ns=age_ns,
+        policy=header.policy.decode(errors="replace"),
+        mps_pipe=mps_pipe,
+    )
+
+
+def _job(job: JobView, needed_ns: int | None) -> JobStatus:
+    return JobStatus(
+        name=job.name,
+        priority=job.priority,
+        device=job.device,
+        pid=job.pid,
+        slo_ns=job.slo_ns or None,
+        target=job.target,
+        attainment=job.attainment,
+        p50_ns=job.latency.quantile(0.5),
+        p99_ns=job.latency.quantile(0.99),
+        requests_done=job.requests_done,
+        requests_open=job.open_requests,
+        plan=describe(Plan(job.lead_ns, job.queue_limit)) if job.priority == "high" else None,
+        infeasible_below_ns=needed_ns,
+        gate_points=job.gate_points,
+        gate_waits=job.gate_waits,
+        gate_wait_ns=job.gate_wait_ns,
+        coverage=job.coverage,
+    )
+
+
+def render(status: Status, console: Console) -> None:
+    """Print a status for people; reads well at 80 columns."""
+    console.print(f"domain   {status.domain}", highlight=False)
+    console.print(f"daemon   {_daemon_line(status.daemon)}", highlight=False)
+    console.print(f"MPS      {status.daemon.mps_pipe or 'off'}", highlight=False)
+    services = [job for job in status.jobs if job.priority == "high"]
+    trainers = [job for job in status.jobs if job.priority == "low"]
+    if services:
+        console.print(_service_grid(services))
+    for job in services:
+        console.print(f"{job.name}: {job.plan}{_warning(job)}", highlight=False)
+    if trainers:
+        console.print(_trainer_grid(trainers))
+    if not status.jobs:
+        console.print("no jobs", highlight=False)
+
+
+def _daemon_line(daemon: DaemonStatus) -> str:
+    if daemon.state == "none":
+        return "none: jobs go on by the plans below"
+    late = f", silent for {format_ns(daemon.beat_age_ns or 0)}" if daemon.state == "stale" else ""
+    return f"{daemon.state}{late}: policy {daemon.policy}, pid {daemon.pid} on {daemon.host}"
+
+
+def _warning(job: JobStatus) -> str:
+    if job.infeasible_below_ns is None:
+        return ""
+    return f"; an SLO below {format_ns(job.infeasible_below_ns)} cannot be guaranteed"
+
+
+def _service_grid(jobs: list[JobStatus]) -> Grid:
+    grid = Grid("inference", "device", "SLO", "met", "p50", "p99", "done", "open", box=None, pad_edge=False)
+    for job in jobs:
+        grid.add_row(
+            job.name,
+            _short(job.device),
+            _duration(job.slo_ns),
+            _share(job.attainment),
+            _duration(job.p50_ns),
+            _duration(job.p99_ns),
+            str(job.requests_done),
+            str(job.requests_open),
+        )
+    return grid
+
+
+def _trainer_grid(jobs: list[JobStatus]) -> Grid:
+    grid = Grid("training", "device", "gate points", "waits", "waited", "coverage", box=None, pad_edge=False)
+    for job in jobs:
+        grid.add_row(
+            job.name,
+            _short(job.device),
+            str(job.gate_points),
+            str(job.gate_waits),
+            format_ns(job.gate_wait_ns),
+            _share(job.coverage),
+        )
+    return grid
+
+
+def _duration(value_ns: int | None) -> str:
+    return "-" if value_ns is None else format_ns(value_ns)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _short(device: str) -> str:
+    return device[:12]  # "GPU-" and the first group of the UUID
+
+
+def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`herald status`."""
+    parser = subparsers.add_parser("status", help="show a domain: daemon, jobs, SLO attainment")
+    parser.add_argument("--domain", help="default: HERALD_DOMAIN, else 'default'")
+    parser.add_argument("--json", action="store_true", help="for programs; durations in ns")
+    parser.set_defaults(run=_main)
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    status = look(choose_domain(arguments.domain), now_ns())
+    if arguments.json:
+        print(json.dumps(asdict(status), indent=2))
+    else:
+        render(status, Console())
+    return 0

@@ -1,0 +1,182 @@
+"""The daemon of a domain: reaps the dead, asks the policy, publishes plans, says what it does.
+
+It is in nobody's critical path. Jobs close and open gates themselves by the plans in their rows; a daemon
+that dies leaves the last plans in force, and one that leaves in order puts the strict plan back. Never
+imports torch.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from herald.config import Config, Limits, choose_domain, find
+from herald.durations import format_ns
+from herald.errors import TableError
+from herald.layout import LEAD_ALWAYS, LEAD_NEVER, NO_QUEUE_LIMIT
+from herald.scheduler import policies
+from herald.scheduler.mps import MpsServer
+from herald.scheduler.policies import Policy
+from herald.scheduler.signals import StopSignals, stop_signals
+from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Plan, Snapshot, key_of
+from herald.table import JobView, Table, now_ns
+
+PERIOD_S = 0.05
+LONGEST_PERIOD_S = 0.25  # a tick that was only slow because it was preempted must not make the daemon look dead
+MAX_CPU_SHARE = 0.02
+
+log = logging.getLogger("herald.daemon")
+
+
+class Daemon:
+    """One domain under one policy. All effects are on the table it is given; `tick` is all that time does."""
+
+    def __init__(self, table: Table, policy: Policy) -> None:
+        self._table = table
+        self._policy = policy
+        self._known: dict[JobKey, JobView] = {}
+        self._warned: set[JobKey] = set()
+
+    def tick(self, now_ns: int) -> None:
+        """Beat, reap, decide, publish what changed."""
+        self._table.beat(now_ns)
+        freed = self._table.reap(now_ns)
+        jobs = {key_of(job): job for job in self._table.jobs()}
+        self._log_membership(jobs, freed)
+        self._known = jobs
+        self._apply(self._policy.decide(Snapshot.of(jobs.values()), now_ns))
+
+    def withdraw(self) -> None:
+        """Put every service back on the strict plan, which is what it does without a daemon."""
+        for job in self._table.jobs():
+            if job.priority == "high":
+                self._publish(key_of(job), STRICT_PLAN)
+
+    def _apply(self, decision: Decision) -> None:
+        for key, plan in decision.plans.items():
+            job = self._known[key]
+            if plan != Plan(job.lead_ns, job.queue_limit):
+                self._publish(key, plan)
+                log.info("plan: %s %s", job.name, describe(plan))
+        for note in decision.infeasible:
+            if note.key not in self._warned:
+                log.warning(
+                    "infeasible: %s has an SLO of %s; beside this training none below %s can be guaranteed",
+                    note.name,
+                    format_ns(note.slo_ns),
+                    format_ns(note.needed_ns),
+                )
+        self._warned |= {note.key for note in decision.infeasible}
+        self._warned &= self._known.keys()
+
+    def _publish(self, key: JobKey, plan: Plan) -> None:
+        self._table.publish_plan(key.row, key.generation, plan.lead_ns, plan.queue_limit)
+
+    def _log_membership(self, jobs: dict[JobKey, JobView], freed: list[int]) -> None:
+        for key, job in self._known.items():
+            if key in jobs:
+                continue
+            if key.row in freed:
+                log.warning("reaped: %s, its process (pid %d) died", job.name, job.pid)
+            else:
+                log.info("left: %s after %d requests", job.name, job.requests_done)
+        for key, job in jobs.items():
+            if key not in self._known:
+                slo = f", SLO {format_ns(job.slo_ns)}" if job.slo_ns else ""
+                log.info("joined: %s (%s, %s%s, pid %d)", job.name, job.priority, job.device, slo, job.pid)
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    if plan.lead_ns >= LEAD_ALWAYS:
+        return "closes the gate when a request begins"
+    queue = "" if plan.queue_limit >= NO_QUEUE_LIMIT else f", or with more than {plan.queue_limit} open"
+    if plan.lead_ns <= LEAD_NEVER:
+        return f"never closes the gate{queue}"
+    return f"closes the gate {format_ns(plan.lead_ns)} before the deadline{queue}"
+
+
+def serve(daemon: Daemon, stop: StopSignals, clock: Callable[[], int] = now_ns) -> None:
+    """Tick until asked to stop."""
+    while True:
+        began_ns = clock()
+        daemon.tick(began_ns)
+        if stop.wait(rest_s(clock() - began_ns)):
+            return
+
+
+def rest_s(tick_ns: int) -> float:
+    """How long to rest after a tick that took ``tick_ns``: a full table ticks less often rather than cost a core."""
+    return min(max(PERIOD_S, tick_ns / 1e9 / MAX_CPU_SHARE), LONGEST_PERIOD_S)
+
+
+def run(config: Config) -> None:
+    """Own the domain until SIGTERM or SIGINT, then leave it as if there had been no daemon.
+
+    Raises ConfigError, TableError, DaemonError (another daemon, no MPS); what was taken is given back.
+    """
+    policy = policies.load(config.policy, setting=f"config {config.source}: policy" if config.source else "policy")
+    domain = choose_domain(None, config)
+    with ExitStack() as undo:
+        stop = undo.enter_context(stop_signals())
+        table = Table.open(domain)
+        table.claim_daemon(now_ns())
+        undo.callback(_remove_if_empty, domain)
+        undo.callback(table.release_daemon)
+        mps_pipe = _start_mps(domain, table, undo) if config.mps.enabled else ""
+        undo.callback(table.publish_policy, "")
+        publish_limits(table, config.limits)
+        table.publish_policy(config.policy, mps_pipe)
+        daemon = Daemon(table, policy)
+        undo.callback(daemon.withdraw)
+        log.info("running: domain %s, policy %s, pid %d", domain, config.policy, os.getpid())
+        serve(daemon, stop)
+        log.info("stopping: domain %s", domain)
+
+
+def publish_limits(table: Table, limits: Limits) -> None:
+    """Write the limits: after a hold of ``max_hold`` the gate stays open for as long as gives ``floor``."""
+    breather_ns = round(limits.max_hold_ns * limits.floor / (1 - limits.floor))
+    table.publish_limits(max_hold_ns=limits.max_hold_ns, breather_ns=breather_ns, quantum_ns=limits.quantum_ns)
+
+
+def _start_mps(domain: str, table: Table, undo: ExitStack) -> str:
+    server = MpsServer(domain)
+
+    def leave() -> None:
+        # Where MPS goes on for its clients, new jobs must find it, too: half a domain in MPS takes turns
+        # with the other half.
+        if not server.stop():
+            table.publish_policy("", str(server.pipe_dir))
+
+    server.start()
+    undo.callback(leave)
+    return str(server.pipe_dir)
+
+
+def _remove_if_empty(domain: str) -> None:
+    try:
+        Table.unlink(domain)
+    except TableError:
+        log.info("left: domain %s goes on for its jobs, under the strict policy", domain)
+
+
+def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`herald daemon`."""
+    parser = subparsers.add_parser("daemon", help="own a domain: policy, limits, MPS")
+    parser.add_argument("--config", type=Path, help="TOML file (default: HERALD_CONFIG, else built-in defaults)")
+    parser.add_argument("--domain", help="instead of the file's")
+    parser.add_argument("--policy", help=f"instead of the file's: {', '.join(policies.names())}")
+    parser.set_defaults(run=_main)
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    config = find(arguments.config)
+    if arguments.policy:
+        policies.load(arguments.policy, setting="--policy")
+        config = replace(config, policy=arguments.policy)
+    run(replace(config, domain=choose_domain(arguments.domain, config)))
+    return 0

@@ -1,0 +1,290 @@
+"""`herald` as people and scripts meet it: exit codes, clean errors, status, run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from herald import cli, status
+from herald.bootstrap import PythonCommand, attached
+from herald.errors import ConfigError
+from herald.fakes import MemoryTable
+from herald.scheduler.snapshot import FREE_PLAN
+from herald.table import Table
+
+MS = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os.environ["HERALD_DOMAIN"] == domain
+    for name in ("HERALD_LOG", "HERALD_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def herald(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "herald", *words], capture_output=True, text=True, check=False)
+
+
+# ---- the door
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert command.name in said
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_its_own_help(command: cli.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([command.name, "--help"])
+    assert left.value.code == 0
+    assert f"herald {command.name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["stauts"])
+    assert left.value.code == 2
+    assert "invalid choice: 'stauts'" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["daemon", "--policy", "lax"]) == 2
+    said = capsys.readouterr().err
+    assert said == ("herald: error: --policy = 'lax': allowed are free, laxity, strict (did you mean 'laxity'?)\n")
+
+
+def test_debug_shows_where_an_error_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERALD_LOG", "debug")
+    assert cli.main(["status", "--domain", "not a name"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.splitlines()[-1].startswith("herald: error: --domain = 'not a name'")
+
+
+def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "look", interrupted)
+    assert cli.main(["status"]) == 130
+
+
+def test_a_policy_that_the_config_misspells_is_found_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "herald.toml"
+    path.write_text("policy = 'laxty'")
+    assert cli.main(["daemon", "--config", str(path)]) == 2
+    assert f"config {path}: policy = 'laxty'" in capsys.readouterr().err
+
+
+# ---- status
+
+
+def render(shown: status.Status) -> str:
+    out = StringIO()
+    status.render(shown, Console(file=out, width=80))
+    return out.getvalue()
+
+
+def busy_table() -> MemoryTable:
+    table = MemoryTable("prod")
+    chat = table.add_job(name="chat", slo_ns=50 * MS, slo_met=199, slo_missed=1, open_requests=2)
+    table.record(chat, latency_ns=30 * MS, service_ns=60 * MS, count=200)
+    vgg = {"gate_points": 10, "gate_waits": 4, "gate_wait_ns": 70 * MS, "gated_ns": 3, "light_ns": 1}
+    table.add_job(name="vgg16", priority="low", longest_op_ns=2 * MS, **vgg)
+    return table
+
+
+def test_a_domain_in_which_nothing_started_has_a_status(domain: str) -> None:
+    assert status.look(domain, 0) == status.Status(domain)
+    done = herald("status")
+    assert done.returncode == 0
+    assert f"domain   {domain}" in done.stdout
+    assert "daemon   none" in done.stdout
+
+
+def test_status_json_says_what_the_table_says(domain: str) -> None:
+    table = Table.open(domain)
+    row = table.claim(name="chat", priority="high", device="cpu", slo_ns=50 * MS)
+    table.publish_plan(row, table.job(row).generation, FREE_PLAN.lead_ns, FREE_PLAN.queue_limit)
+    shown = json.loads(herald("status", "--json").stdout)
+    assert shown["domain"] == domain
+    assert shown["daemon"]["state"] == "none"
+    (job,) = shown["jobs"]
+    assert (job["name"], job["priority"], job["slo_ns"], job["pid"]) == ("chat", "high", 50 * MS, os.getpid())
+    assert job["plan"] == "never closes the gate"
+    table.release(row)
+
+
+def test_status_numbers() -> None:
+    chat, vgg = status.status_of(busy_table(), 0).jobs
+    assert chat.attainment == 0.995
+    assert chat.p99_ns is not None
+    assert 30 * MS <= chat.p99_ns < 32 * MS
+    # 60 ms service time, in a bucket of 1/16, + 2 ms residual + 50 us
+    assert chat.infeasible_below_ns is not None
+    assert 62 * MS < chat.infeasible_below_ns < 67 * MS
+    assert (vgg.coverage, vgg.gate_waits, vgg.gate_wait_ns) == (0.75, 4, 70 * MS)
+    assert vgg.plan is None
+
+
+def test_status_reads_well_at_80_columns() -> None:
+    said = render(status.status_of(busy_table(), 0))
+    assert max(len(line) for line in said.splitlines()) <= 80
+    for part in ("chat", "50 ms", "99.50%", "vgg16", "70 ms", "75.00%", "cannot be guaranteed"):
+        assert part in " ".join(said.split())  # a long sentence may wrap
+
+
+@pytest.mark.parametrize(("age_ns", "state"), [(50 * MS, "alive"), (5_000 * MS, "stale")])
+def test_a_daemon_that_owns_but_does_not_beat_is_stale(age_ns: int, state: str) -> None:
+    table = MemoryTable()
+    table.claim_daemon(1_000 * MS)
+    table.publish_policy("laxity")
+    shown = status.status_of(table, 1_000 * MS + age_ns).daemon
+    assert (shown.state, shown.policy, shown.pid) == (state, "laxity", os.getpid())
+    assert f"{state}" in render(status.Status("x", shown))
+
+
+# ---- reset
+
+
+def test_reset_removes_an_empty_domain(domain: str) -> None:
+    Table.open(domain)
+    assert herald("reset").stdout == f"domain {domain}: removed\n"
+    assert herald("reset").stdout == f"domain {domain}: there was no table\n"
+
+
+def test_reset_of_a_domain_in_use_needs_force(domain: str) -> None:
+    table = Table.open(domain)
+    row = table.claim(name="chat", priority="high", device="cpu")
+    refused = herald("reset")
+    assert refused.returncode == 2
+    assert "is in use" in refused.stderr
+    assert herald("reset", "--force").returncode == 0
+    table.release(row)
+
+
+# ---- run
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "target"),
+    [
+        ("python train.py --lr 1", (), ("train.py", "--lr", "1")),
+        ("/usr/bin/python3.12 -u train.py", ("-u",), ("train.py",)),
+        ("python -X dev -Wignore train.py -m x", ("-X", "dev", "-Wignore"), ("train.py", "-m", "x")),
+        ("python -m pkg.train a", (), ("-m", "pkg.train", "a")),
+        ("python -um pkg.train", ("-u",), ("-m", "pkg.train")),
+        ("python -mpkg.train", (), ("-m", "pkg.train")),
+        ("python -c pass a", (), ("-c", "pass", "a")),
+        ("python --check-hash-based-pycs=never t.py", ("--check-hash-based-pycs=never",), ("t.py",)),
+    ],
+)
+def test_python_commands_are_understood(command: str, options: tuple[str, ...], target: tuple[str, ...]) -> None:
+    words = command.split()
+    assert PythonCommand.parse(words) == PythonCommand(words[0], options, target)
+
+
+def test_a_script_alone_runs_with_this_python() -> None:
+    assert PythonCommand.parse(["./train.py", "x"]) == PythonCommand(sys.executable, (), ("./train.py", "x"))
+
+
+@pytest.mark.parametrize("command", ["ls -l", "python", "python -u", "python -", "pythonic train"])
+def test_what_is_no_python_program_cannot_be_attached(command: str) -> None:
+    with pytest.raises(ConfigError, match="not a Python program"):
+        attached(command.split(), "prod", None)
+
+
+def test_a_job_is_named_after_its_program() -> None:
+    words = attached(["python", "a/train.py", "-x"], "prod", None)
+    assert words[1:] == ["-m", "herald.bootstrap", "prod", "train", "a/train.py", "-x"]
+    assert attached(["python", "-m", "pkg.mod"], "prod", None)[4] == "pkg.mod"
+    assert attached(["python", "-m", "pkg.mod"], "prod", "mine")[4] == "mine"
+
+
+SCRIPT = """
+import json, os, sys
+from herald.table import Table
+(job,) = Table.open().jobs()
+print(json.dumps({
+    "argv": sys.argv, "name": __name__, "folder": sys.path[0], "file": sys.modules["__main__"].__file__,
+    "job": [job.name, job.priority, job.pid == os.getpid()], "wait": os.environ.get("OMP_WAIT_POLICY"),
+    "idle": os.sched_getscheduler(0) == os.SCHED_IDLE,
+}))
+sys.exit(7)
+"""
+
+
+def test_a_script_runs_as_it_would_alone_but_attached(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    done = herald("run", "--priority", "low", "--device", "cpu", "--", sys.executable, str(script), "--priority", "x")
+    assert done.returncode == 7, done.stderr
+    assert json.loads(done.stdout) == {
+        "argv": [str(script), "--priority", "x"],
+        "name": "__main__",
+        "folder": str(tmp_path),
+        "file": str(script),
+        "job": ["train", "low", True],
+        "wait": "PASSIVE",
+        "idle": True,
+    }
+
+
+def test_a_signal_ends_the_program_itself(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("print('up', flush=True)\nimport signal\nsignal.pause()\n")
+    command = [
+        sys.executable,
+        "-m",
+        "herald",
+        "run",
+        "--priority=low",
+        "--device=cpu",
+        "--",
+        sys.executable,
+        str(script),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as program:
+        assert program.stdout
+        assert program.stdout.readline() == "up\n"
+        program.send_signal(signal.SIGTERM)
+        assert program.wait() == -signal.SIGTERM
+
+
+def test_a_service_gets_the_environment_and_attaches_itself(domain: str) -> None:
+    done = herald(
+        "run", "--priority=high", "--device=cpu", "sh", "-c", 'echo "$HERALD_DOMAIN $OMP_WAIT_POLICY"; exit 5'
+    )
+    assert (done.returncode, done.stdout) == (5, f"{domain} PASSIVE\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ((), "no program"),
+        (("--", "ls"), "not a Python program"),
+        (("--", "/absent/python3", "train.py"), "cannot start '/absent/python3': No such file"),
+        (("--", sys.executable, "absent.py"), "absent.py: no such file"),
+    ],
+)
+def test_a_program_that_cannot_run_is_an_error(command: tuple[str, ...], said: str) -> None:
+    done = herald("run", "--priority=low", "--device=cpu", *command)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,394 @@
+"""The daemon: one tick at a time on a private table, then as a real process that is stopped and killed."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from herald.config import Limits
+from herald.errors import TableError
+from herald.fakes import FakeClock, MemoryTable
+from herald.layout import LEAD_NEVER
+from herald.scheduler import policies
+from herald.scheduler.daemon import Daemon, describe, publish_limits, rest_s, serve
+from herald.scheduler.signals import StopSignals, stop_signals
+from herald.scheduler.snapshot import FREE_PLAN, STRICT_PLAN, JobKey, Plan, key_of
+from herald.table import JobView, Table
+
+MS = 1_000_000
+
+
+class RecordingTable(MemoryTable):
+    """Remembers which plans were published, and whom it shall declare dead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[tuple[JobKey, Plan]] = []
+        self.dead: list[int] = []
+
+    def publish_plan(self, row: int, generation: int, lead_ns: int, queue_limit: int) -> None:
+        self.published.append((JobKey(row, generation), Plan(lead_ns, queue_limit)))
+        super().publish_plan(row, generation, lead_ns, queue_limit)
+
+    def reap(self, now_ns: int) -> list[int]:
+        freed, self.dead = self.dead, []
+        for row in freed:
+            self.release(row)
+        return freed + super().reap(now_ns)
+
+    def plan(self, row: int) -> Plan:
+        job = self.job(row)
+        return Plan(job.lead_ns, job.queue_limit)
+
+
+@dataclass
+class Domain:
+    """A table with its daemon under a policy, and a clock that stands still."""
+
+    policy: str
+    table: RecordingTable = field(default_factory=RecordingTable)
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    def __post_init__(self) -> None:
+        self.daemon = Daemon(self.table, policies.load(self.policy))
+
+    def tick(self) -> None:
+        self.daemon.tick(self.clock.advance(50 * MS))
+
+
+@pytest.fixture(autouse=True)
+def _say_everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def test_a_tick_beats() -> None:
+    domain = Domain("strict")
+    domain.tick()
+    assert domain.table.header.daemon_heartbeat_ns == domain.clock()
+
+
+def test_a_plan_is_published_once_and_again_only_when_it_changes() -> None:
+    domain = Domain("free")
+    row = domain.table.add_job()
+    domain.tick()
+    domain.tick()
+    assert domain.table.published == [(JobKey(row, 1), FREE_PLAN)]
+    assert domain.table.plan(row) == FREE_PLAN
+
+
+def test_the_default_plan_of_a_row_needs_no_publishing_under_strict() -> None:
+    domain = Domain("strict")
+    row = domain.table.add_job()
+    domain.tick()
+    assert domain.table.published == []
+    assert domain.table.plan(row) == STRICT_PLAN
+
+
+def test_laxity_takes_over_from_strict_once_there_are_samples() -> None:
+    domain = Domain("laxity")
+    row = domain.table.add_job(slo_ns=100 * MS)
+    domain.table.add_job(priority="low", longest_op_ns=2 * MS)
+    domain.tick()
+    assert domain.table.plan(row) == STRICT_PLAN
+    domain.table.record(row, latency_ns=20 * MS, count=100)
+    domain.tick()
+    plan = domain.table.plan(row)
+    assert 22 * MS < plan.lead_ns < 30 * MS
+    assert plan.queue_limit == 1
+
+
+def test_training_gets_no_plan() -> None:
+    domain = Domain("free")
+    domain.table.add_job(priority="low")
+    domain.tick()
+    assert domain.table.published == []
+
+
+def test_withdrawing_puts_services_back_on_the_strict_plan() -> None:
+    domain = Domain("free")
+    row = domain.table.add_job()
+    domain.tick()
+    domain.daemon.withdraw()
+    assert domain.table.plan(row) == STRICT_PLAN
+
+
+def test_joining_and_leaving_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("strict")
+    row = domain.table.add_job(name="chat", slo_ns=50 * MS, requests_done=7)
+    domain.tick()
+    domain.tick()
+    domain.table.release(row)
+    domain.tick()
+    domain.tick()
+    said = [message for message in caplog.messages if "chat" in message]
+    assert said == [
+        f"joined: chat (high, cpu, SLO 50 ms, pid {os.getpid()})",
+        "left: chat after 7 requests",
+    ]
+
+
+def test_the_dead_are_reaped_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("strict")
+    row = domain.table.add_job(name="vgg16", priority="low")
+    domain.tick()
+    domain.table.dead = [row]
+    domain.tick()
+    assert f"reaped: vgg16, its process (pid {os.getpid()}) died" in caplog.messages
+
+
+def test_a_row_that_was_used_again_is_another_job(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("strict")
+    domain.table.release(domain.table.add_job(name="first"))
+    row = domain.table.add_job(name="first")
+    domain.tick()
+    domain.table.release(row)
+    assert domain.table.add_job(name="second") == row
+    domain.tick()
+    assert [message.split(" (")[0] for message in caplog.messages] == [
+        "joined: first",
+        "left: first after 0 requests",
+        "joined: second",
+    ]
+
+
+def test_an_infeasible_slo_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("laxity")
+    row = domain.table.add_job(name="chat", slo_ns=10 * MS)
+    domain.table.record(row, latency_ns=20 * MS, count=100)
+    domain.tick()
+    domain.tick()
+    said = [message for message in caplog.messages if message.startswith("infeasible")]
+    assert len(said) == 1
+    assert "chat has an SLO of 10 ms" in said[0]
+
+
+def test_the_floor_becomes_the_pause_after_the_longest_hold() -> None:
+    table = MemoryTable()
+    quantum_ns = table.header.quantum_ns
+    publish_limits(table, Limits(max_hold_ns=3_000 * MS, floor=0.25))
+    # 1 s open after 3 s closed is a quarter of the time
+    assert (table.header.max_hold_ns, table.header.breather_ns) == (3_000 * MS, 1_000 * MS)
+    assert table.header.quantum_ns == quantum_ns
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (STRICT_PLAN, "closes the gate when a request begins"),
+        (FREE_PLAN, "never closes the gate"),
+        (Plan(LEAD_NEVER, 3), "never closes the gate, or with more than 3 open"),
+        (Plan(24 * MS, 1), "closes the gate 24 ms before the deadline, or with more than 1 open"),
+    ],
+)
+def test_plans_in_words(plan: Plan, words: str) -> None:
+    assert describe(plan) == words
+
+
+def test_serving_ends_with_the_signal_and_the_handlers_come_back() -> None:
+    """The signal arrives during a tick: that tick is finished, and no further one begins."""
+    domain = Domain("strict")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def clock() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return domain.clock()
+
+    with stop_signals() as stop:
+        serve(domain.daemon, stop, clock)
+        assert stop.received is signal.SIGTERM
+        assert stop.wait(3600)  # at once: it was asked before
+    assert domain.table.header.daemon_heartbeat_ns == domain.clock()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("tick_ns", "rest"),
+    [(100_000, 0.05), (4 * MS, 0.2), (1_000 * MS, 0.25)],
+    ids=["the usual period", "two percent of a core", "still seen alive"],
+)
+def test_a_slow_tick_is_followed_by_a_longer_rest(tick_ns: int, rest: float) -> None:
+    assert rest_s(tick_ns) == pytest.approx(rest)
+
+
+def test_without_a_signal_waiting_ends_with_its_time() -> None:
+    with stop_signals() as stop:
+        assert isinstance(stop, StopSignals)
+        assert not stop.wait(0)
+
+
+# ---- real processes
+
+
+class Process:
+    """A Herald command in a process of its own, known by the lines it prints."""
+
+    def __init__(self, *command: str, domain: str) -> None:
+        self._running = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"HERALD_DOMAIN": domain, "HERALD_LOG": "info"},
+        )
+        self.pid = self._running.pid
+
+    def wait_for(self, part: str) -> str:
+        """The next line with ``part`` in it; fails if the process ends first (the test's timeout bounds it)."""
+        assert self._running.stdout
+        seen = []
+        for line in self._running.stdout:
+            seen.append(line)
+            if part in line:
+                return line
+        raise AssertionError(f"{part!r} was never printed, but: {''.join(seen)}")
+
+    def end(self, number: signal.Signals) -> int:
+        self._running.send_signal(number)
+        return self.finish()
+
+    def finish(self) -> int:
+        for pipe in (self._running.stdin, self._running.stdout):
+            if pipe:
+                pipe.close()
+        return self._running.wait()
+
+    def abandon(self) -> None:
+        with suppress(ProcessLookupError):
+            self._running.kill()
+        self.finish()
+
+
+JOB = """
+from herald.table import Table
+table = Table.open()
+row = table.claim(name="chat", priority="high", device="cpu", slo_ns=50_000_000)
+print("attached")
+input()
+"""
+
+
+@pytest.fixture
+def start(domain: str) -> Iterator[Callable[..., Process]]:
+    with ExitStack() as stack:
+
+        def started(*command: str) -> Process:
+            process = Process(*command, domain=domain)
+            stack.callback(process.abandon)
+            return process
+
+        yield started
+
+
+@pytest.fixture
+def start_daemon(start: Callable[..., Process]) -> Callable[..., Process]:
+    def started(*options: str) -> Process:
+        daemon = start("-m", "herald", "daemon", *options)
+        daemon.wait_for("running: domain")
+        return daemon
+
+    return started
+
+
+def traces(domain: str) -> list[str]:
+    return [path.name for path in Path("/dev/shm").iterdir() if domain in path.name]
+
+
+def only_job(domain: str) -> JobView:
+    (job,) = Table.open(domain, create=False).jobs()
+    return job
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_daemon_that_is_asked_to_stop_leaves_nothing(
+    start_daemon: Callable[..., Process], domain: str, number: signal.Signals
+) -> None:
+    daemon = start_daemon()
+    assert traces(domain)
+    assert daemon.end(number) == 0
+    assert traces(domain) == []
+
+
+def test_a_second_daemon_refuses_and_names_the_first(
+    start: Callable[..., Process], start_daemon: Callable[..., Process]
+) -> None:
+    first = start_daemon()
+    second = start("-m", "herald", "daemon")
+    said = second.wait_for("herald: error:")
+    assert f"already has a daemon: pid {first.pid} on {os.uname().nodename}" in said
+    assert second.finish() == 2
+    assert first.end(signal.SIGTERM) == 0
+
+
+def test_after_kill_9_a_new_daemon_takes_over_at_once(start_daemon: Callable[..., Process], domain: str) -> None:
+    start_daemon().end(signal.SIGKILL)
+    assert traces(domain)
+    assert start_daemon().end(signal.SIGTERM) == 0
+    assert traces(domain) == []
+
+
+def test_a_dead_job_is_reaped(child: Callable[..., Any], start_daemon: Callable[..., Process]) -> None:
+    daemon = start_daemon()
+    job = child(JOB)
+    daemon.wait_for("joined: chat (high, cpu, SLO 50 ms")
+    job.kill()
+    assert f"pid {job.process.pid}" in daemon.wait_for("reaped: chat")
+
+
+def test_a_domain_with_jobs_outlives_its_daemon_on_the_strict_plan(
+    child: Callable[..., Any], start_daemon: Callable[..., Process], domain: str
+) -> None:
+    daemon = start_daemon("--policy", "free")
+    child(JOB).expect("attached")
+    daemon.wait_for("plan: chat never closes the gate")
+    assert only_job(domain).lead_ns == LEAD_NEVER
+    assert daemon.end(signal.SIGTERM) == 0
+    table = Table.open(domain, create=False)
+    assert not table.daemon_is_alive()
+    assert table.header.policy == b""
+    assert Plan(only_job(domain).lead_ns, only_job(domain).queue_limit) == STRICT_PLAN
+
+
+def test_a_new_daemon_plans_for_jobs_that_were_there_before(
+    child: Callable[..., Any], start_daemon: Callable[..., Process], domain: str
+) -> None:
+    child(JOB).expect("attached")
+    first = start_daemon("--policy", "laxity")
+    first.wait_for("joined: chat")
+    first.end(signal.SIGKILL)
+    second = start_daemon("--policy", "free")
+    second.wait_for("plan: chat never closes the gate")
+    assert key_of(only_job(domain)) == JobKey(0, 1)
+    assert second.end(signal.SIGTERM) == 0
+
+
+def test_a_daemon_without_its_mps_does_not_run(
+    start: Callable[..., Process], domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    file = tmp_path / "herald.toml"
+    file.write_text("[mps]\nenabled = true\n")
+    daemon = start("-m", "herald", "daemon", "--config", str(file))
+    daemon.wait_for("herald: error: mps.enabled = true, but nvidia-cuda-mps-control is not on PATH")
+    assert daemon.finish() == 2
+    assert traces(domain) == []
+    assert not Path(f"/tmp/herald-{os.getuid()}/mps-{domain}").exists()
+
+
+def test_a_table_that_is_none_stops_the_daemon(start: Callable[..., Process], domain: str) -> None:
+    Table.open(domain)
+    (segment,) = [path for path in Path("/dev/shm").iterdir() if path.name.endswith(domain)]
+    segment.write_bytes(b"not a table" * 10_000)
+    with pytest.raises(TableError):
+        Table.open(domain)
+    daemon = start("-m", "herald", "daemon")
+    assert "not a Herald table" in daemon.wait_for("herald: error:")
+    assert daemon.finish() == 2
