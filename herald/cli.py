@@ -12,9 +12,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import NamedTuple
 
+import herald
 from herald.errors import HeraldError
 from herald.settings import Settings
 
@@ -72,7 +72,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="herald", description="Share one GPU between inference with an SLO and best-effort training."
     )
-    parser.add_argument("--version", action="version", version=f"herald {version('herald')}")
+    parser.add_argument("--version", action="version", version=f"herald {herald.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     used = next((word for word in words if not word.startswith("-")), None)
     for owner in {command.owner for command in COMMANDS if command.name == used}:

@@ -49,7 +49,6 @@ class Gate {
   JobRow& row() const { return row_; }
   const TableView& table() const { return table_; }
   bool is_cuda() const { return cuda_ != nullptr; }
-  bool captured() const { return captured_.load(std::memory_order_relaxed); }
 
   // CUDA: where device `index` finds its gate word and its progress words (kLanes 32-bit words, host and device).
   void set_cuda(const CudaDriver* cuda, a32* progress, uint64_t progress_device) {
@@ -138,11 +137,8 @@ class Gate {
     row_.gate_points.fetch_add(1, std::memory_order_relaxed);
     const uint64_t ahead_us = lane.enqueued_ns.load(std::memory_order_relaxed) / 1000;
     if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < kProgressUs) return;
-    if (cuda_->capturing(stream)) {
-      // A captured progress write would repeat its constant at every replay; the waits alone are right for ever.
-      captured_.store(true, std::memory_order_relaxed);
-      return;
-    }
+    // A captured progress write would repeat its constant at every replay; the waits alone are right for ever.
+    if (cuda_->capturing(stream)) return;
     const auto index = static_cast<uint64_t>(&lane - lanes_.data());
     const uint64_t word = progress_device_ + index * sizeof(uint32_t);
     if (cuda_->write_value(stream, word, static_cast<uint32_t>(ahead_us), 0) != 0) return;
@@ -193,7 +189,6 @@ class Gate {
   std::array<uint64_t, kMostCudaDevices> words_device_{};
   std::array<Lane, kLanes> lanes_;
   std::atomic<bool> active_{true};
-  std::atomic<bool> captured_{false};
   bool all_heavy_ = false;
 
  public:

@@ -32,10 +32,13 @@ std::atomic<Process*> g_process{new Process};
 
 Process& process() { return *g_process.load(std::memory_order_acquire); }
 
+// Locks may have been held by threads that do not exist here, so nothing of the parent's is touched, not even to
+// disable the callbacks: they see that there is no gate.
 void after_fork_in_child() {
-  if (g_gate.exchange(nullptr, std::memory_order_acq_rel)) disable_callback();
+  g_gate.store(nullptr, std::memory_order_release);
   g_process.store(new Process, std::memory_order_release);
-  reset_thread();
+  g_costs = new Costs;
+  reset_hook_in_child();
 }
 
 void install_once() {
@@ -170,14 +173,14 @@ HERALD_API int herald_low_attach(void* base, int lock_fd, uint32_t row, uint64_t
   p.agent.add_beat(&table.row(row).heartbeat_ns);
   p.agent.watch_table(table, lock_fd, self);
   g_gate.store(gate.release(), std::memory_order_release);
-  enable_callback();
+  enable_callbacks();
   return 1;
 }
 
 HERALD_API void herald_low_detach() {
   Gate* gate = g_gate.exchange(nullptr, std::memory_order_acq_rel);
   if (!gate) return;
-  disable_callback();
+  disable_callbacks();
   gate->stop();
   process().agent.remove_beat(&gate->row().heartbeat_ns);
 }

@@ -17,10 +17,10 @@ extern std::atomic<uint32_t> g_serving_era;
 
 const CudaDriver& cuda_driver();  // valid once a CUDA job is attached
 
-// In ophook.cpp: the RecordFunction callback, and what it keeps per thread.
-void enable_callback();
-void disable_callback();
+// In ophook.cpp: the RecordFunction callbacks, and what they keep per thread.
+void enable_callbacks();
+void disable_callbacks();
 void mark_serving_thread();  // this thread began a request: it is never gated
-void reset_thread();         // in a forked child
+void reset_hook_in_child();
 
 }  // namespace herald

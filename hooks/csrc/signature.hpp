@@ -75,9 +75,7 @@ struct Operands {
 
 inline bool plain(const at::Tensor& t) {
   // Nested, sparse and symbolic tensors have no sizes to read here; they count by dtype alone.
-  const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
-  return t.layout() == c10::kStrided && !impl->has_symbolic_sizes_strides() && !impl->is_python_dispatch() &&
-         !t.is_nested();
+  return t.layout() == c10::kStrided && !t.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && !t.is_nested();
 }
 
 class SignatureReader {
@@ -109,7 +107,8 @@ class SignatureReader {
   }
 
   void add(const at::Tensor& t) {
-    if (!t.defined()) return;
+    // A tensor subclass answers in Python, and the ops that it is made of come by here, too.
+    if (!t.defined() || t.unsafeGetTensorImpl()->is_python_dispatch()) return;
     uint64_t h = mix(out_.key, static_cast<uint64_t>(t.scalar_type()) + 1);
     const c10::Device device = t.device();
     if (device.type() == device_ && out_.device_index < 0) out_.device_index = std::max<int>(0, device.index());
@@ -131,8 +130,9 @@ inline std::string describe(const OpName& name, c10::ArrayRef<const c10::IValue>
   std::string out = name.text + "(";
   const auto add = [&out](const at::Tensor& t) {
     if (out.back() != '(') out += ", ";
-    out += t.defined() ? c10::toString(t.scalar_type()) : "None";
-    if (!t.defined() || !plain(t)) return;
+    const bool readable = t.defined() && !t.unsafeGetTensorImpl()->is_python_dispatch();
+    out += readable ? c10::toString(t.scalar_type()) : "None";
+    if (!readable || !plain(t)) return;
     out += '[';
     for (int64_t i = 0; i < t.dim(); ++i) out += (i ? ", " : "") + std::to_string(t.sizes()[i]);
     out += t.dim() >= 4 && t.strides()[1] == 1 ? "; channels_last]" : "]";
