@@ -1,0 +1,107 @@
+"""The worker processes of an experiment: started when first needed, kept alive between runs, ended together."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from herald.errors import ConfigError
+from herald.experiments.process import Channel, Launch
+from herald.experiments.roles import Role
+from herald.experiments.settings import Setting
+from herald.launch import launch_env
+
+WARMUP_STEPS = 20
+LOAD_TIMEOUT_S = 180.0  # importing torch, creating a context, capturing graphs, warming up
+# On a CPU: waking a second thread costs a small service more than it gains; a trainer takes what there is.
+NUM_CPU_THREADS: Mapping[Role, int] = {"inference": 1, "training": 2}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A service and a training job that share a device."""
+
+    inference: str
+    training: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From "transformer+vgg16". Raises ConfigError."""
+        parts = text.split("+")
+        if len(parts) != 2 or not all(parts):
+            raise ConfigError(f"pair = {text!r}: give INFERENCE+TRAINING, as in transformer+vgg16")
+        return cls(*parts)
+
+    def workload(self, role: Role) -> str:
+        """The name of the workload in that role."""
+        return self.inference if role == "inference" else self.training
+
+    def __str__(self) -> str:
+        return f"{self.inference}+{self.training}"
+
+
+def launch_for(role: Role, setting: Setting, device: str, mps_pipe: str | None) -> Launch:
+    """How the process of ``role`` must be started for ``setting``.
+
+    A trainer without Herald is launched like one with it, but not lowered; only the setting's own environment comes
+    on top. So one process serves as many settings as possible, and settings differ in nothing else.
+    """
+    device_type = "cuda" if device.startswith("cuda") else "cpu"
+    lowered = role == "training" and setting.policy is not None
+    env = launch_env("low", device_type, mps_pipe) if role == "training" else {}
+    if not lowered:
+        env |= launch_env("high", device_type, mps_pipe)
+    if device_type == "cpu":
+        env["OMP_NUM_THREADS"] = str(NUM_CPU_THREADS[role])
+    if role == "training":
+        env |= setting.trainer_env
+    return Launch(role, tuple(sorted(env.items())), idle_class=lowered and device_type == "cpu")
+
+
+@dataclass
+class Crew:
+    """The processes of one pair in one MPS state."""
+
+    pair: Pair
+    device: str
+    seed: int
+    start: Callable[[Launch], Channel]
+    mps_pipe: str | None = None
+    facts: dict[Role, Mapping[str, Any]] = field(default_factory=dict)  # what the workers say of themselves
+    _members: dict[Launch, Channel] = field(default_factory=dict)
+
+    def member(self, role: Role, setting: Setting) -> Channel:
+        """The loaded, warm process for ``role`` under ``setting``. Raises WorkerError."""
+        launch = launch_for(role, setting, self.device, self.mps_pipe)
+        if launch not in self._members:
+            channel = self.start(launch)
+            self._members[launch] = channel
+            self.facts[role] = channel.call(
+                "load",
+                timeout_s=LOAD_TIMEOUT_S,
+                workload=self.pair.workload(role),
+                device=self.device,
+                seed=self.seed,
+                warmup=WARMUP_STEPS,
+            )
+        return self._members[launch]
+
+    def members(self, setting: Setting) -> dict[Role, Channel]:
+        """Every process that ``setting`` needs."""
+        return {role: self.member(role, setting) for role in setting.roles}
+
+    @property
+    def size(self) -> int:
+        """How many processes are alive."""
+        return len(self._members)
+
+    def close(self) -> None:
+        """End all processes; the next use starts fresh ones."""
+        members, self._members = self._members, {}
+        for channel in members.values():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,166 @@
+"""Figures, from numbers that others computed. The only module that imports matplotlib, and only when it draws."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from herald.errors import HeraldError
+from herald.experiments.analysis import Group, Result
+from herald.experiments.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# One colour per way of sharing, the same in all figures; Okabe & Ito 2008, told apart by colour-blind readers too.
+_COLOURS = {
+    "alone": "#000000",
+    "shared": "#D55E00",
+    "herald": "#0072B2",
+    "timeslice": "#D55E00",
+    "mps": "#E69F00",
+    "mps-priority": "#CC79A7",
+    "mps-pct-25": "#BBBBBB",
+    "mps-pct-50": "#888888",
+    "mps-pct-75": "#555555",
+    "herald-strict": "#0072B2",
+    "herald-laxity": "#009E73",
+    "herald-free": "#56B4E9",
+}
+
+
+class FigureError(HeraldError):
+    """There is nothing to draw with."""
+
+
+def frontier(groups: Sequence[Group], path: Path, *, over: str = "slo") -> Path:
+    """Training against tail latency, a panel per group: x = p99 / SLO (or / alone), y = training relative to alone."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(5.2 * len(groups), 4.4), squeeze=False, sharey=True, layout="constrained"
+    )
+    for ax, group in zip(axes[0], groups, strict=True):
+        _draw_frontier(ax, group, over)
+    axes[0][0].set_ylabel("training throughput relative to alone")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _draw_frontier(ax: "Axes", group: Group, over: str) -> None:
+    for result in group.results:
+        if result.inference is None or result.training is None or result.training.relative is None:
+            continue
+        x = _tail(result, over)
+        if x is None:
+            continue
+        y = result.training.relative
+        family = SETTINGS[result.setting].family
+        ax.errorbar(
+            x,
+            y.value,
+            yerr=[[y.value - y.low], [y.high - y.value]],
+            marker="o" if SETTINGS[result.setting].policy else "s",
+            markersize=9,
+            color=_COLOURS.get(family, "#333333"),
+            linestyle="none",
+            capsize=3,
+            label=result.setting,
+        )
+    if group.load is not None:
+        ax.axhline(1 - group.load, color="#000000", linewidth=1, linestyle="--", label=f"1 - load = {1 - group.load:.2f}")
+    ax.axvline(1, color="#000000", linewidth=1, linestyle=":")
+    ax.set_xscale("log")
+    ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, 0.6), max(high, 1.6))
+    ax.set_ylim(0, 1.1)
+    ax.set_xlabel(f"inference p99 / {'SLO' if over == 'slo' else 'alone'}")
+    ax.set_title(group.title, fontsize=10)
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8, loc="best")
+
+
+def _tail(result: Result, over: str) -> float | None:
+    assert result.inference is not None
+    if over == "slo":
+        return result.inference.p99_over_slo
+    return result.inference.p99_ratio.value if result.inference.p99_ratio else None
+
+
+def latency_distributions(
+    latency_ms: Mapping[str, Sequence[float]],
+    training: Mapping[str, float],
+    path: Path,
+    *,
+    slo_ms: float,
+    title: str,
+) -> Path:
+    """Left: what share of requests took longer than x, per setting, with the SLO. Right: training relative to alone."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.5, 4.4), width_ratios=(3, 1), layout="constrained"
+    )
+    for setting, values in latency_ms.items():
+        _draw_tail(left, setting, values)
+    left.axvline(slo_ms, color="#000000", linewidth=1, linestyle="--")
+    left.text(slo_ms, 1.25, f"SLO {slo_ms:.1f} ms", ha="center", va="bottom", fontsize=9)
+    left.set_yscale("log")
+    left.set_xscale("log")
+    least = 0.7 / max(len(values) for values in latency_ms.values())
+    left.set_ylim(least, 1.2)
+    shares = [share for share in (1, 0.1, 0.01, 0.001, 0.0001) if share >= least]
+    left.set_yticks(shares, [f"{share * 100:g} %" for share in shares])
+    _label_ms(left)
+    left.set_xlabel("latency from scheduled arrival, ms")
+    left.set_ylabel("share of requests that took longer")
+    left.grid(alpha=0.25)
+    left.legend(fontsize=9, loc="upper right")
+    _draw_bars(right, training)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _draw_tail(ax: "Axes", setting: str, values: Sequence[float]) -> None:
+    ordered = np.sort(np.asarray(values))
+    share_above = 1 - np.arange(len(ordered)) / len(ordered)
+    p99 = float(np.percentile(ordered, 99))
+    ax.step(
+        ordered,
+        share_above,
+        where="post",
+        color=_COLOURS[setting],
+        linewidth=2,
+        label=f"{setting}: p99 {p99:.1f} ms",
+    )
+
+
+def _label_ms(ax: "Axes") -> None:
+    low, high = ax.get_xlim()
+    ticks = [m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5, 7) if low <= m * 10**e <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+
+
+def _draw_bars(ax: "Axes", training: Mapping[str, float]) -> None:
+    names = list(training)
+    bars = ax.bar(names, [training[name] for name in names], color=[_COLOURS[name] for name in names])
+    ax.bar_label(bars, fmt="%.2f", fontsize=9)
+    ax.set_ylim(0, 1.15 * max(1.0, *training.values()))
+    ax.set_title("training, relative to alone", fontsize=9)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise FigureError("matplotlib is not installed: pip install 'herald[experiments]' draws figures") from error
+    mpl.use("Agg")  # files only: there may be no display
+    import matplotlib.pyplot as plt
+
+    return plt

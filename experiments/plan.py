@@ -1,0 +1,87 @@
+"""Which runs a colocation experiment has, and in which order. Pure: same experiment, same plan.
+
+One MPS state after the other (an idle context outside MPS would disturb), one pair after the other, and within them
+every setting once per repetition, each repetition starting at another setting. The arrivals of a repetition are the
+same in all settings, so that requests can be compared one by one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from herald.experiments.arrivals import Periodic, Poisson
+from herald.experiments.crew import Pair
+from herald.experiments.settings import Setting
+
+
+@dataclass(frozen=True)
+class Colocation:
+    """What is to be measured."""
+
+    pairs: tuple[Pair, ...]
+    settings: tuple[Setting, ...]
+    device: str
+    seconds: float
+    repeats: int
+    rate_hz: float
+    arrivals: str  # "poisson" or "periodic"
+    seed: int
+    slo_ms: float | None  # None: slo_factor x the p99 of the first run alone in the same MPS state
+    slo_factor: float
+
+    def arrivals_of(self, repetition: int) -> Poisson | Periodic:
+        """The arrivals of a repetition."""
+        if self.arrivals == "periodic":
+            return Periodic(self.rate_hz)
+        return Poisson(self.rate_hz, seed=self.seed + repetition)
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What makes a run that run: a row with an equal key is not measured again."""
+
+    pair: str
+    setting: str
+    repetition: int
+    device: str
+    seconds: float
+    rate_hz: float
+    arrivals: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is to be done."""
+
+    key: RunKey
+    pair: Pair
+    setting: Setting
+
+
+def plan(experiment: Colocation) -> list[PlannedRun]:
+    """All runs in the order of the module's docstring."""
+    return [
+        PlannedRun(_key(experiment, pair, setting, repetition), pair, setting)
+        for mps in (False, True)
+        for pair in experiment.pairs
+        for repetition in range(experiment.repeats)
+        for setting in _rotated([s for s in experiment.settings if s.mps == mps], repetition)
+    ]
+
+
+def _key(experiment: Colocation, pair: Pair, setting: Setting, repetition: int) -> RunKey:
+    return RunKey(
+        pair=str(pair),
+        setting=setting.name,
+        repetition=repetition,
+        device=experiment.device,
+        seconds=experiment.seconds,
+        rate_hz=experiment.rate_hz,
+        arrivals=experiment.arrivals,
+        seed=experiment.seed,
+    )
+
+
+def _rotated(settings: Sequence[Setting], by: int) -> list[Setting]:
+    start = by % len(settings) if settings else 0
+    return [*settings[start:], *settings[:start]]

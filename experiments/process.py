@@ -1,0 +1,153 @@
+"""A worker process as its parent sees it: started, spoken to with a time limit on every answer, and ended by pid."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+from herald.errors import HeraldError
+from herald.experiments.worker import IDLE_FLAG
+
+_LOG_TAIL_LINES = 15
+_QUIT_TIMEOUT_S = 10.0
+_TERM_TIMEOUT_S = 5.0
+
+_Key = TypeVar("_Key")
+
+
+class WorkerError(HeraldError):
+    """A worker process failed, ended or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a worker process is started: what cannot change while it lives."""
+
+    name: str
+    env: tuple[tuple[str, str], ...] = ()  # on top of this process's environment
+    idle_class: bool = False  # SCHED_IDLE
+
+
+class Channel(Protocol):
+    """What experiments need of a worker; tests put a fake behind it."""
+
+    def send(self, do: str, **fields: object) -> None:
+        """Send a command."""
+        ...
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The answer to the oldest unanswered command. Raises WorkerError."""
+        ...
+
+    def call(self, do: str, *, timeout_s: float, **fields: object) -> dict[str, Any]:
+        """Send a command and wait for its answer. Raises WorkerError."""
+        ...
+
+    def close(self) -> None:
+        """End the process; safe to call twice."""
+        ...
+
+
+class Worker:
+    """A running `herald.experiments.worker`."""
+
+    def __init__(self, launch: Launch, log_dir: Path) -> None:
+        self.launch = launch
+        self._log_path = log_dir / f"{launch.name}-{os.urandom(3).hex()}.log"
+        with self._log_path.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "herald.experiments.worker", *([IDLE_FLAG] if launch.idle_class else [])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **dict(launch.env)},
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
+            )
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, do: str, **fields: object) -> None:
+        """Send a command. Raises WorkerError where the process has ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._error(f"cannot be told to {do}: {error}") from error
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The answer to the oldest unanswered command. Raises WorkerError."""
+        try:
+            line = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise self._error(f"gave no answer within {timeout_s:.0f} s") from None
+        if line is None:
+            raise self._error(f"ended with exit status {self._process.wait(_TERM_TIMEOUT_S)}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise self._error(f"failed with {answer['kind']}: {answer['error']}")
+        ok: dict[str, Any] = answer["ok"]
+        return ok
+
+    def call(self, do: str, *, timeout_s: float, **fields: object) -> dict[str, Any]:
+        """Send a command and wait for its answer. Raises WorkerError."""
+        self.send(do, **fields)
+        return self.receive(timeout_s)
+
+    def kill(self) -> None:
+        """End the process at once, as a crash would (SIGKILL)."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End the process: end of input, then SIGTERM, then SIGKILL."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass  # it has ended already
+        for timeout_s, harder in ((_QUIT_TIMEOUT_S, self._process.terminate), (_TERM_TIMEOUT_S, self._process.kill)):
+            try:
+                self._process.wait(timeout_s)
+                return
+            except subprocess.TimeoutExpired:
+                harder()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put(None)
+
+    def _error(self, what: str) -> WorkerError:
+        tail = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        said = "; its last words:\n  " + "\n  ".join(tail) if tail else ""
+        return WorkerError(f"worker {self.launch.name!r} (pid {self.pid}) {what}{said}")
+
+
+def call_all(
+    channels: Mapping[_Key, Channel], do: str, *, timeout_s: float, **fields: object
+) -> dict[_Key, dict[str, Any]]:
+    """Send one command to every worker, then collect the answers: they work at the same time."""
+    for channel in channels.values():
+        channel.send(do, **fields)
+    return {key: channel.receive(timeout_s) for key, channel in channels.items()}

@@ -1,0 +1,158 @@
+"""`herald experiment report`: tables, criteria and figures, all from rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from herald.experiments import analysis, criteria, figures, rows
+from herald.experiments.analysis import Group, Result
+from herald.experiments.criteria import Criterion
+from herald.experiments.rows import Row
+
+WIDTH = 80
+HEADINGS = ("setting", "n", "p50 ms", "p99 ms", "p99/alone [95 %]", "SLO met", "training/alone")
+
+
+def write(paths: Sequence[Path], out: Path, *, over: str = "slo", console: Console | None = None) -> list[Criterion]:
+    """Report on the rows: tables and verdict to the terminal and ``out``/report.md, figures beside it."""
+    found = rows.read_all(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    groups = analysis.groups(rows.of_kind(found, "colocation"))
+    verdict = [*analysis.verdict(groups), *(c for kind, read in READERS.items() for c in read(rows.of_kind(found, kind)))]
+    drawn = draw(groups, out, over=over)
+    (out / "report.md").write_text(markdown(groups, verdict, drawn), encoding="utf-8")
+    show(groups, verdict, console or Console(width=WIDTH))
+    return verdict
+
+
+def draw(groups: Sequence[Group], out: Path, *, over: str) -> list[Path]:
+    """A frontier per pair and rate, its MPS states side by side."""
+    cases: dict[tuple[str, str, float], list[Group]] = {}
+    for group in groups:
+        if any(r.inference and r.training and r.training.relative for r in group.results):
+            cases.setdefault((group.pair, group.device, group.rate_hz), []).append(group)
+    return [
+        figures.frontier(members, out / f"frontier-{pair.replace('+', '-beside-')}-{rate:g}hz.png", over=over)
+        for (pair, _, rate), members in cases.items()
+    ]
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    """A line of the table, under HEADINGS."""
+    inference, training = result.inference, result.training
+    ratio = inference.p99_ratio if inference else None
+    relative = training.relative if training else None
+    return (
+        result.setting,
+        str(result.repetitions),
+        f"{inference.p50_ms:.1f}" if inference else "",
+        f"{inference.p99_ms:.1f}" if inference else "",
+        f"{ratio.value:.3f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "",
+        f"{inference.attainment:.1%}" if inference and inference.attainment is not None else "",
+        f"{relative.value:.3f} ({relative.low:.2f}-{relative.high:.2f})" if relative else "",
+    )
+
+
+def show(groups: Sequence[Group], verdict: Sequence[Criterion], console: Console) -> None:
+    """Tables and verdict on a terminal of 80 columns."""
+    for group in groups:
+        table = Table(title=_heading(group), box=None, padding=(0, 1, 0, 0), title_justify="left")
+        for place, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
+        for result in group.results:
+            table.add_row(*cells(result))
+        console.print(table)
+        for line in differences(group):
+            console.print(line, highlight=False)
+        console.print()
+    for criterion in verdict:
+        console.print(str(criterion), style="green" if criterion.passed else "bold red", highlight=False)
+
+
+def differences(group: Group) -> list[str]:
+    """Request by request against the run alone, for Herald's settings."""
+    return [
+        f"{r.setting}: request by request against alone, median {r.inference.difference_p50_ms:+.2f} ms, "
+        f"p99 {r.inference.difference_p99_ms:+.2f} ms"
+        for r in group.results
+        if r.setting.startswith("herald") and r.inference and r.inference.difference_p50_ms is not None
+    ]
+
+
+def markdown(groups: Sequence[Group], verdict: Sequence[Criterion], drawn: Sequence[Path]) -> str:
+    """The report as a page."""
+    parts = ["# Measured", ""]
+    for group in groups:
+        lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(cells(result) for result in group.results)]
+        parts += [f"## {_heading(group)}", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+        parts += [f"- {line}" for line in differences(group)] + [""]
+    if verdict:
+        parts += ["## Criteria", "", *(f"- {criterion}" for criterion in verdict), ""]
+    parts += [f"![{path.stem}]({path.name})" for path in drawn]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _heading(group: Group) -> str:
+    load = f"; load {group.load:.3f}, 1 - load {1 - group.load:.3f}" if group.load is not None else ""
+    return group.title + load
+
+
+# What the other experiments' rows say -------------------------------------------------------------------------------
+
+
+def hook_cost(found: Sequence[Row]) -> list[Criterion]:
+    """The cost of an op event where there is nothing to gate."""
+    return [
+        criteria.at_most(f"hook, {case['case']}", case["ns_per_event"], criteria.HOOK_NS, " ns an event")
+        for row in found
+        for case in row["cases"]
+        if case["nothing_to_gate"]
+    ]
+
+
+def overhead(found: Sequence[Row]) -> list[Criterion]:
+    """What Herald costs a job that is alone."""
+    limits = {"training": criteria.TRAINER_OVERHEAD, "inference": criteria.INFERENCE_OVERHEAD}
+    return [
+        criteria.at_most(
+            f"{row['workload']} alone, time with / without Herald",
+            row["ratio"],
+            limits[row["role"]],
+            detail=f"quartiles {row['ratio_low']:.4f} to {row['ratio_high']:.4f}, {row['blocks']} blocks",
+        )
+        for row in found
+    ]
+
+
+def numerics(found: Sequence[Row]) -> list[Criterion]:
+    """Bit-identical losses."""
+    return [
+        Criterion(
+            what=f"{row['workload']} on {row['device']}: losses bit-identical under a gate that opens and closes",
+            measured=f"{row['equal']} of {row['steps']} steps, {row['gate_waits']} waits",
+            passed=row["identical"],
+        )
+        for row in found
+    ]
+
+
+def faults(found: Sequence[Row]) -> list[Criterion]:
+    """How long the others took to go on after a kill."""
+    return [
+        Criterion(
+            what=f"{row['case']} on {row['device']}{', MPS' if row['mps'] else ''}: others go on within {criteria.RECOVERY_S:g} s",
+            measured=row["outcome"],
+            passed=row["recovered"],
+        )
+        for row in found
+    ]
+
+
+READERS: Mapping[str, Callable[[Sequence[Row]], list[Criterion]]] = {
+    "hook-cost": hook_cost,
+    "overhead": overhead,
+    "numerics": numerics,
+    "faults": faults,
+}

@@ -1,0 +1,205 @@
+"""`herald experiment colocation`: carries a plan out, resumes it, and appends one row per run."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+
+from herald.errors import ConfigError, HeraldError
+from herald.experiments import arrivals as arrivals_data
+from herald.experiments import measures, provenance, rows
+from herald.experiments.crew import Crew
+from herald.experiments.domain import PrivateDomain, private_mps
+from herald.experiments.plan import Colocation, PlannedRun, plan
+from herald.experiments.process import Channel, Launch, WorkerError
+from herald.experiments.rows import Row
+from herald.experiments.settings import Setting, alone
+from herald.experiments.trial import Terms, Trial, run_trial
+from herald.scheduler.mps import MpsServer
+
+KIND = "colocation"
+FILE_NAME = "colocation.jsonl"
+ROW_OVERHEAD_S = 5.0  # attach, settle, barrier, detach
+START_OVERHEAD_S = 30.0  # the processes of a pair, and MPS
+
+
+class OutOfTime(HeraldError):
+    """The time limit came before the last run; --resume goes on from there."""
+
+
+class Runner:
+    """Carries a plan out. Tests put fake workers behind ``start`` and a fake clock behind ``clock_s``."""
+
+    def __init__(
+        self,
+        experiment: Colocation,
+        path: Path,
+        *,
+        start: Callable[[Launch], Channel],
+        log_dir: Path,
+        commit: str | None = None,
+        end_s: float = float("inf"),
+        clock_s: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.path = path
+        self.failures: list[str] = []
+        self._start = start
+        self._log_dir = log_dir
+        self._provenance = provenance.of_command(commit)
+        self._end_s = end_s
+        self._clock_s = clock_s
+        self._console = console or Console(stderr=True)
+        self._rows = rows.of_kind(rows.read(path), KIND)
+
+    def run(self) -> int:
+        """Do what is not done yet; returns the number of new rows. Raises OutOfTime, or HeraldError naming failures."""
+        todo = self._todo()
+        self._check_slo(todo)
+        num_done = 0
+        for (mps, _), group in groupby(todo, key=lambda run: (run.setting.mps, run.pair)):
+            for row in self._measure(list(group), mps=mps):
+                rows.append(self.path, [row])
+                self._rows.append(row)
+                num_done += 1
+                self._say(f"[{num_done}/{len(todo)}] {told(row)}")
+        if self.failures:
+            raise HeraldError(
+                f"{len(self.failures)} runs failed (the others are in {self.path}):\n" + "\n".join(self.failures)
+            )
+        return num_done
+
+    def _todo(self) -> list[PlannedRun]:
+        done = [row["key"] for row in self._rows]
+        return [run for run in plan(self.experiment) if asdict(run.key) not in done]
+
+    def _measure(self, runs: Sequence[PlannedRun], *, mps: bool) -> Iterator[Row]:
+        """The rows of one pair in one MPS state, its processes kept alive between them."""
+        self._check_time(START_OVERHEAD_S + self.experiment.seconds + ROW_OVERHEAD_S)
+        with ExitStack() as stack:
+            server = stack.enter_context(private_mps("colocation")) if mps else None
+            pipe = str(server.pipe_dir) if server else None
+            crew = Crew(runs[0].pair, self.experiment.device, self.experiment.seed, self._start, pipe)
+            stack.enter_context(crew)
+            domains = _Domains(stack, self._log_dir)
+            for run in runs:
+                self._check_time(self.experiment.seconds + ROW_OVERHEAD_S)
+                try:
+                    row = self._row(run, crew, domains)
+                    if server:
+                        _check_clients(server, crew)
+                except WorkerError as error:  # the next run starts fresh processes
+                    self.failures.append(f"{run.pair} {run.setting.name} #{run.key.repetition}: {error}")
+                    self._say(f"failed: {self.failures[-1]}")
+                    crew.close()
+                else:
+                    yield row
+
+    def _row(self, run: PlannedRun, crew: Crew, domains: "_Domains") -> Row:
+        slo_ms = self._slo_ms(run)
+        terms = Terms(
+            arrivals=self.experiment.arrivals_of(run.key.repetition),
+            seconds=self.experiment.seconds,
+            slo_ms=slo_ms,
+            domain=domains.of(run.setting),
+        )
+        trial = run_trial(crew, run.setting, terms)
+        if slo_ms is None and "inference" in trial.answers:
+            slo_ms = self._derived_slo_ms(measures.latencies_ms(trial.answers["inference"]))
+        origin = {"date": provenance.now(), **self._provenance, "workers": dict(crew.facts)}
+        return build_row(run, terms, trial, slo_ms, origin)
+
+    def _slo_ms(self, run: PlannedRun) -> float | None:
+        """Given, or from the first row alone; None for that row itself and for a trainer alone before it."""
+        if self.experiment.slo_ms is not None:
+            return self.experiment.slo_ms
+        reference = alone("inference", mps=run.setting.mps).name
+        for row in self._rows:
+            key = row["key"]
+            if (key["pair"], key["setting"], key["rate_hz"]) == (run.key.pair, reference, run.key.rate_hz):
+                return self._derived_slo_ms(row["inference"]["latency_ms"])
+        return None
+
+    def _derived_slo_ms(self, latency_ms: Sequence[float]) -> float | None:
+        p99_ms = measures.summary(latency_ms, None)["p99_ms"]
+        return None if p99_ms is None else round(p99_ms * self.experiment.slo_factor, 3)
+
+    def _check_slo(self, todo: Sequence[PlannedRun]) -> None:
+        """Before anything starts: every run that has a service will know its SLO."""
+        known: set[tuple[str, bool]] = set()
+        for run in todo:
+            reference, case = alone("inference", mps=run.setting.mps), (run.key.pair, run.setting.mps)
+            if run.setting == reference or self._slo_ms(run) is not None:
+                known.add(case)
+            elif "inference" in run.setting.roles and case not in known:
+                raise ConfigError(
+                    f"setting {run.setting.name!r} has no SLO yet: add {reference.name!r} to --settings, "
+                    "from which it follows, or give one, as in --slo 50ms"
+                )
+
+    def _check_time(self, needed_s: float) -> None:
+        if self._clock_s() + needed_s > self._end_s:
+            raise OutOfTime(
+                f"--time-limit: the next run needs {needed_s:.0f} s and there are fewer; the rows so far are in "
+                f"{self.path}; the same command with --resume goes on"
+            )
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Domains:
+    """One private domain with a daemon per policy, started when first needed."""
+
+    def __init__(self, stack: ExitStack, log_dir: Path) -> None:
+        self._stack = stack
+        self._log_dir = log_dir
+        self._domains: dict[str, PrivateDomain] = {}
+
+    def of(self, setting: Setting) -> str | None:
+        if setting.policy is None:
+            return None
+        if setting.policy not in self._domains:
+            domain = self._stack.enter_context(PrivateDomain(f"exp-{setting.policy}", self._log_dir))
+            domain.start_daemon(setting.policy)
+            self._domains[setting.policy] = domain
+        return self._domains[setting.policy].name
+
+
+def _check_clients(server: MpsServer, crew: Crew) -> None:
+    """A process that is not in MPS takes turns with the others: its rows would be of another setting."""
+    clients = server.clients()
+    if len(clients) < crew.size:
+        raise WorkerError(f"{crew.size} processes were started under MPS, but it has {len(clients)} clients")
+
+
+def build_row(run: PlannedRun, terms: Terms, trial: Trial, slo_ms: float | None, origin: Row) -> Row:
+    """The row of a run, from what the jobs said."""
+    row: Row = {
+        "kind": KIND,
+        "key": asdict(run.key),
+        "mps": run.setting.mps,
+        "policy": run.setting.policy,
+        "slo_ms": slo_ms,
+        "arrivals": arrivals_data.to_json(terms.arrivals),
+    }
+    if "inference" in trial.answers:
+        row["inference"] = measures.inference(trial.answers["inference"], slo_ms)
+    if "training" in trial.answers:
+        row["training"] = measures.training(trial.answers["training"])
+    return {**row, "herald": trial.herald, "provenance": origin}
+
+
+def told(row: Row) -> str:
+    """A row in a line, for whoever watches."""
+    parts = [row["key"]["pair"], f"{row['key']['setting']:<18}", f"#{row['key']['repetition']}"]
+    if "inference" in row:
+        parts.append(f"p50 {row['inference']['p50_ms']:.1f} ms, p99 {row['inference']['p99_ms']:.1f} ms")
+    if "training" in row:
+        parts.append(f"{row['training']['steps_per_s']:.2f} steps/s")
+    return "  ".join(parts)
