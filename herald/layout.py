@@ -64,9 +64,10 @@ class DeviceHold(ctypes.Structure):
 
     _fields_ = (
         ("closed_since_ns", _i64),
+        ("opened_ns", _i64),
         ("breathe_until_ns", _i64),
         ("forced", _u64),
-        ("_pad", ctypes.c_char * 40),
+        ("_pad", ctypes.c_char * 32),
     )
 
 
@@ -89,8 +90,7 @@ class JobRow(ctypes.Structure):
         ("_pad0", ctypes.c_char * 24),
         ("lead_ns", _i64),
         ("queue_limit", _u32),
-        ("plan_generation", _u32),
-        ("_pad1", ctypes.c_char * 48),
+        ("_pad1", ctypes.c_char * 52),
         ("heartbeat_ns", _u64),
         ("hold_since_ns", _u64),
         ("oldest_deadline_ns", _i64),

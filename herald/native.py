@@ -3,7 +3,7 @@
 import ctypes
 import os
 import threading
-from functools import cache
+from collections.abc import Callable
 
 from herald import build
 from herald.errors import BuildError
@@ -72,18 +72,33 @@ def load(library: build.Library) -> ctypes.CDLL:
         raise BuildError(f"{library.title} was built but does not load: {e}") from e
 
 
-_load_lock = threading.Lock()
+class Once:
+    """A library that is loaded at the first call; later calls take no lock, since one comes with every request."""
+
+    def __init__(self, load: Callable[[], ctypes.CDLL]) -> None:
+        self._load = load
+        self._loaded: ctypes.CDLL | None = None
+        self.reset_lock()
+        os.register_at_fork(after_in_child=self.reset_lock)
+
+    def reset_lock(self) -> None:
+        """In a forked child, the thread that held the lock does not exist."""
+        self._lock = threading.Lock()
+
+    def __call__(self) -> ctypes.CDLL:
+        """The library. Raises BuildError."""
+        if self._loaded is None:
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = self._load()
+        return self._loaded
+
+    def forget(self) -> None:
+        """Load anew at the next call."""
+        self._loaded = None
 
 
-def table() -> ctypes.CDLL:
-    """The table library, built and loaded at most once per process."""
-    with _load_lock:
-        return _table()
-
-
-@cache
-def _table() -> ctypes.CDLL:
-    return declare(load(build.table_library()), _SIGNATURES)
+table = Once(lambda: declare(load(build.table_library()), _SIGNATURES))  # the table library
 
 
 class _Token:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -156,7 +156,7 @@ class DomainLock:
         except OSError as e:
             raise TableError(f"cannot open {path}: {e.strerror}; Herald needs a writable /dev/shm") from e
         self.inode = os.fstat(self.fd).st_ino
-        self._threads = threading.RLock()
+        self.threads = threading.RLock()  # record locks do not keep threads of one process apart
         self._depth = 0
         self.runs_daemon = False
 
@@ -176,10 +176,19 @@ class DomainLock:
         except FileNotFoundError:
             return False
 
+    @classmethod
+    def forget_parents_locks(cls) -> None:
+        """In a forked child: threads that held a lock here do not exist, and record locks were not inherited."""
+        cls._guard = threading.Lock()
+        for lock in cls._opened.values():
+            lock.threads = threading.RLock()
+            lock._depth = 0
+            lock.runs_daemon = False
+
     @contextmanager
     def membership(self) -> Iterator[None]:
         """Alone among everybody who creates, claims or resets. Raises TableError when someone never lets go."""
-        with self._threads:
+        with self.threads:
             if self._depth == 0:
                 self._acquire()
             self._depth += 1
@@ -209,8 +218,13 @@ class DomainLock:
         return any(self.is_held(byte) for byte in range(layout.FIRST_JOB_BYTE, layout.DAEMON_BYTE + 1))
 
 
+os.register_at_fork(after_in_child=DomainLock.forget_parents_locks)
+
+
 class Table:
     """An open table. Holds the mapping for as long as it lives; see the module for who may do what."""
+
+    _kept: ClassVar[dict[str, "Table"]] = {}
 
     def __init__(self, domain: str, memory: mmap.mmap, lock: DomainLock | None, inode: int = 0) -> None:
         self.domain = domain
@@ -233,9 +247,13 @@ class Table:
         while True:
             lock = DomainLock.of(domain)
             with lock.membership():
-                if lock is DomainLock.of(domain):  # not reset between opening the file and locking it
-                    memory, inode = _open_segment(domain, lock)
-                    return cls(domain, memory, lock, inode)
+                if lock is not DomainLock.of(domain):  # reset between opening the file and locking it
+                    continue
+                kept = cls._kept.get(domain)
+                if isinstance(kept, cls) and kept.is_current():
+                    return kept
+                memory, inode = _open_segment(domain, lock)
+                return cls(domain, memory, lock, inode)
 
     @staticmethod
     def unlink(domain: str, *, force: bool = False) -> bool:
@@ -316,7 +334,9 @@ class Table:
 
     def release(self, row: int) -> None:
         """Give a row of this process back; its gate bit opens."""
-        self._lib.herald_table_release(self.address, self.lock_fd, row)
+        # Record locks do not keep threads apart: no claim of this process may come between freeing and unlocking.
+        with self._lock.threads if self._lock else nullcontext():
+            self._lib.herald_table_release(self.address, self.lock_fd, row)
 
     def job(self, row: int) -> JobView:
         """A copy of one row, live or not."""
@@ -344,8 +364,10 @@ class Table:
     # ---- the daemon
 
     def keep_mapped(self) -> None:
-        """Never unmap: native threads and the GPU use this memory until the process ends."""
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))
+        """Never unmap: native threads and the GPU use this memory until the process ends. Later opens share it."""
+        if self._kept.get(self.domain) is not self:
+            self._kept[self.domain] = self
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))
 
     def claim_daemon(self, now_ns: int) -> None:
         """Own the domain. Raises DaemonError naming the owner when there is one."""
@@ -406,14 +428,15 @@ class Table:
             with self._lock.membership():
                 yield
 
-    def _check_current(self) -> None:
-        if self._lock is None:
-            return
+    def is_current(self) -> bool:
+        """Whether the domain's name still leads to this table: it may have been reset and made anew."""
         try:
-            current = _segment_path(self.domain).stat().st_ino == self._inode
+            return self._lock is None or _segment_path(self.domain).stat().st_ino == self._inode
         except FileNotFoundError:
-            current = False
-        if not current:
+            return False
+
+    def _check_current(self) -> None:
+        if not self.is_current():
             raise TableError(f"the table of domain {self.domain!r} was reset while this process was joining: try again")
 
 
@@ -465,9 +488,27 @@ def _check_header(domain: str, memory: mmap.mmap | None, size: int) -> None:
             f"{path} has layout version {header.version}, this Herald speaks {layout.VERSION}: "
             f"another version of Herald made it; {cure}"
         )
-    expected = int(native.table().herald_table_bytes(header.page_bytes))
-    if size != header.total_bytes or size != expected:
-        raise TableError(f"{path} is truncated or damaged: {size} bytes, expected {expected}; {cure}")
+    expected = _geometry(resource.getpagesize())
+    found = {field: getattr(header, field) for field in expected}
+    if size != expected["total_bytes"] or found != expected:
+        wrong = [
+            f"{field} {found[field]}, expected {expected[field]}"
+            for field in expected
+            if found[field] != expected[field]
+        ]
+        raise TableError(
+            f"{path} is truncated or damaged ({'; '.join([f'{size} bytes', *wrong])}, expected "
+            f"{expected['total_bytes']} bytes); {cure}"
+        )
+
+
+def _geometry(page_bytes: int) -> dict[str, int]:
+    """What the header of a sound table says of sizes and places on a machine with such pages."""
+    memory = bytearray(int(native.table().herald_table_bytes(page_bytes)))
+    native.table().herald_table_initialise(ctypes.addressof(ctypes.c_char.from_buffer(memory)), page_bytes, 0)
+    header = layout.Header.from_buffer_copy(memory)
+    fields = ("page_bytes", "total_bytes", "num_rows", "row_bytes", "rows_offset", "gates_offset", "gates_bytes")
+    return {field: getattr(header, field) for field in fields}
 
 
 def _create_segment(domain: str) -> tuple[mmap.mmap, int]:

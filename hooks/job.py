@@ -6,6 +6,7 @@ was captured while attached keeps the waits in it, which stay safe: the process'
 
 import atexit
 import ctypes
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -104,8 +105,10 @@ class _AttachedJob(Job):
 
     @override
     def detach(self) -> None:
+        if self._pid != os.getpid():
+            return
         with self._lock:
-            if self._last is not None or self._pid != os.getpid():
+            if self._last is not None:
                 return
             self._stop()
             self._last = self._table.job(self._row)
@@ -138,8 +141,10 @@ class HighJob(_AttachedJob):
         self._explicit = 0
         self._explicit_lock = threading.Lock()
         self._inside = threading.local()
+        self._model = model
+        self._forward: ForwardRequests | None = None
+        self._handle = 0
         super().__init__(table, device, **identity)  # type: ignore[arg-type]
-        self._forward = ForwardRequests(model, self._begin_forward) if model is not None else None
 
     @override
     def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
@@ -151,15 +156,16 @@ class HighJob(_AttachedJob):
 
     def end_request(self, slot: int) -> None:
         """Called by `Request.end`, once."""
-        native.hook().herald_request_end(self._handle, slot)
         with self._explicit_lock:
             self._explicit -= 1
+        native.hook().herald_request_end(self._handle, slot)
 
     def _begin(self, arrived_ns: int, slo_ns: int) -> int:
         return int(native.hook().herald_request_begin(self._handle, arrived_ns, slo_ns))
 
     def _begin_forward(self) -> Request | None:
         """A request for a forward that nothing else accounts for."""
+        native.hook().herald_mark_serving()  # also where the request was begun by another thread
         if self._explicit or getattr(self._inside, "forward", False):
             return None
         self._inside.forward = True
@@ -178,12 +184,24 @@ class HighJob(_AttachedJob):
             native.ERROR_BYTES,
         )
         if not self._handle:
-            raise AttachError(f"the GPU cannot report completion: {error.value.decode()}; see `herald doctor`")
+            raise AttachError(f"requests cannot be watched: {error.value.decode()}; see `herald doctor`")
+        try:
+            self._forward = ForwardRequests(self._model, self._begin_forward) if self._model is not None else None
+        except Exception as e:
+            native.hook().herald_high_detach(self._handle)
+            raise AttachError(
+                f"the forward of {type(self._model).__name__} cannot be wrapped ({e}): attach without the model and "
+                "say where a request begins and ends with job.request()"
+            ) from e
 
     def _stop(self) -> None:
         if self._forward is not None:
             self._forward.remove()
         native.hook().herald_high_detach(self._handle)
+
+    def forget(self) -> None:
+        """In a forked child: the parent's handle means nothing here, and the inherited model makes no requests."""
+        self._handle = 0
 
 
 class _ForwardEnd:
@@ -228,7 +246,7 @@ class LowJob(_AttachedJob):
             native.ERROR_BYTES,
         )
         if not ok:
-            raise AttachError(f"streams of this GPU cannot be gated: {error.value.decode()}; see `herald doctor`")
+            raise AttachError(f"ops cannot be gated: {error.value.decode()}; see `herald doctor`")
 
     def _stop(self) -> None:
         native.hook().herald_low_detach()
@@ -283,6 +301,7 @@ class _NoJob:
         del slot
 
 
+_log = logging.getLogger("herald")
 _jobs: set[_AttachedJob] = set()
 _registry_lock = threading.RLock()
 
@@ -290,6 +309,9 @@ _registry_lock = threading.RLock()
 def _forget_parents_jobs() -> None:
     global _registry_lock  # noqa: PLW0603 -- the parent's lock may have been held when it forked
     _registry_lock = threading.RLock()
+    for job in _jobs:
+        if isinstance(job, HighJob):
+            job.forget()
     _jobs.clear()
 
 
@@ -297,7 +319,10 @@ def _forget_parents_jobs() -> None:
 def detach_all() -> None:
     """Detach every job of this process; runs at exit."""
     for job in list(_jobs):
-        job.detach()
+        try:
+            job.detach()
+        except Exception:
+            _log.exception("could not detach job %r", job)
 
 
 os.register_at_fork(after_in_child=_forget_parents_jobs)

@@ -1,8 +1,6 @@
 """Loads the op hook library for the torch in this process and gives its functions their types. No logic."""
 
 import ctypes
-import threading
-from functools import cache
 
 from herald import build, native
 from herald.errors import BuildError
@@ -17,6 +15,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "herald_hook_torch": (_text, ()),
     "herald_high_attach": (_int, (_ptr, _int, _u32, _u64, _int, _text, _size)),
     "herald_high_detach": (None, (_int,)),
+    "herald_mark_serving": (None, ()),
     "herald_request_begin": (_i64, (_int, _i64, _i64)),
     "herald_request_end": (None, (_int, _i64)),
     "herald_low_attach": (_int, (_ptr, _int, _u32, _u64, ctypes.POINTER(_i32), _int, _int, _text, _size)),
@@ -39,17 +38,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "herald_costs_clear": (None, ()),
 }
 
-_load_lock = threading.Lock()
 
-
-def hook() -> ctypes.CDLL:
-    """The hook library, built and loaded at most once per process. Raises BuildError."""
-    with _load_lock:
-        return _hook()
-
-
-@cache
-def _hook() -> ctypes.CDLL:
+def _load() -> ctypes.CDLL:
     import torch
 
     library = native.declare(native.load(build.hook_library()), _SIGNATURES)
@@ -60,3 +50,6 @@ def _hook() -> ctypes.CDLL:
             f"{build.hook_library().path} and run `herald build`"
         )
     return library
+
+
+hook = native.Once(_load)  # the hook library

@@ -35,6 +35,10 @@ class Request:
         if self._open.acquire(blocking=False):
             self._job.end_request(self._slot)
 
+    def __del__(self) -> None:
+        # A request that was lost (a cancelled client, an exception before `end`) must not hold the gate.
+        self.end()
+
     def __enter__(self) -> Self:
         return self
 

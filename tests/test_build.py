@@ -65,13 +65,13 @@ def test_a_hook_copied_over_from_another_torch_is_refused(cache: Path, monkeypat
     loaded = hook.hook()
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     monkeypatch.setattr(native, "load", lambda library: loaded)
-    hook._hook.cache_clear()
+    hook.hook.forget()
     try:
         with pytest.raises(BuildError, match="built for torch.*this is 9.9.9"):
             hook.hook()
     finally:
         monkeypatch.undo()
-        hook._hook.cache_clear()
+        hook.hook.forget()
         hook.hook()
 
 

@@ -26,13 +26,14 @@ const Field kFields[] = {
     HERALD_FIELD(Header, quantum_ns), HERALD_FIELD(Header, daemon_heartbeat_ns),
     HERALD_FIELD(Header, daemon_started_ns), HERALD_FIELD(Header, daemon_pid), HERALD_FIELD(Header, daemon_host),
     HERALD_FIELD(Header, policy), HERALD_FIELD(Header, mps_pipe), HERALD_FIELD(Header, devices),
-    HERALD_FIELD(DeviceHold, closed_since_ns), HERALD_FIELD(DeviceHold, breathe_until_ns),
+    HERALD_FIELD(DeviceHold, closed_since_ns), HERALD_FIELD(DeviceHold, opened_ns),
+    HERALD_FIELD(DeviceHold, breathe_until_ns),
     HERALD_FIELD(DeviceHold, forced),
     HERALD_FIELD(JobRow, state), HERALD_FIELD(JobRow, generation), HERALD_FIELD(JobRow, priority),
     HERALD_FIELD(JobRow, device), HERALD_FIELD(JobRow, pid), HERALD_FIELD(JobRow, bit), HERALD_FIELD(JobRow, mps),
     HERALD_FIELD(JobRow, target_ppm), HERALD_FIELD(JobRow, owner), HERALD_FIELD(JobRow, slo_ns),
     HERALD_FIELD(JobRow, attached_ns), HERALD_FIELD(JobRow, name), HERALD_FIELD(JobRow, lead_ns),
-    HERALD_FIELD(JobRow, queue_limit), HERALD_FIELD(JobRow, plan_generation), HERALD_FIELD(JobRow, heartbeat_ns),
+    HERALD_FIELD(JobRow, queue_limit), HERALD_FIELD(JobRow, heartbeat_ns),
     HERALD_FIELD(JobRow, hold_since_ns), HERALD_FIELD(JobRow, oldest_deadline_ns),
     HERALD_FIELD(JobRow, open_requests), HERALD_FIELD(JobRow, requests_begun), HERALD_FIELD(JobRow, requests_done),
     HERALD_FIELD(JobRow, slo_met), HERALD_FIELD(JobRow, slo_missed), HERALD_FIELD(JobRow, closes),
@@ -141,6 +142,8 @@ HERALD_API int herald_table_claim(void* base, int lock_fd, const herald_claim* c
     job.oldest_deadline_ns.store(kNoDeadline, std::memory_order_relaxed);
     job.heartbeat_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
     job.state.store(kLive, std::memory_order_release);
+    // Once more: this process's own agent may have been looking at the row's former owner, and let go of the lock.
+    if (lock_fd >= 0) lock_byte(lock_fd, kFirstJobByte + i, false);
     return static_cast<int>(i);
   }
   return -1;
@@ -179,7 +182,6 @@ HERALD_API void herald_table_plan(void* base, int row, uint32_t generation, int6
   if (job.generation.load(std::memory_order_acquire) != generation) return;
   job.queue_limit.store(queue_limit, std::memory_order_relaxed);
   job.lead_ns.store(lead_ns, std::memory_order_release);
-  job.plan_generation.store(generation, std::memory_order_relaxed);
 }
 
 HERALD_API uint32_t herald_bucket(int64_t ns) { return bucket_of(ns); }

@@ -75,7 +75,8 @@ struct Header {
 
 // Per device, set by whoever closes or forces the gate (atomics; a late store only shortens or lengthens one hold).
 struct alignas(64) DeviceHold {
-  i64 closed_since_ns;   // when the gate last went from open to closed
+  i64 closed_since_ns;   // when the gate went from open to closed, less what openings have not made up for
+  i64 opened_ns;         // when it last went from closed to open
   i64 breathe_until_ns;  // nobody closes before this
   a64 forced;            // times the gate was forced open
 };
@@ -97,7 +98,6 @@ struct JobRow {
   // Plan: set by the daemon; the claiming job sets the default (strict).
   alignas(64) i64 lead_ns;
   a32 queue_limit;
-  a32 plan_generation;  // the row generation the plan was made for
   // State and counters: set by the job.
   alignas(64) a64 heartbeat_ns;
   a64 hold_since_ns;  // 0: this job does not hold the gate
@@ -228,19 +228,19 @@ class TableView {
   // Closing and opening. The order in close() matters: whoever sees the word closed also sees a fresh start time.
   void close_gate(uint32_t device, uint32_t bit, int64_t now) const {
     a32& word = gate(device, kClassHeavy);
-    if (word.load(std::memory_order_relaxed) == 0) hold(device).closed_since_ns.store(now, std::memory_order_release);
+    if (word.load(std::memory_order_relaxed) == 0) {
+      hold(device).closed_since_ns.store(now - owed_ns(device, now), std::memory_order_release);
+    }
     word.fetch_or(1u << bit, std::memory_order_seq_cst);
   }
 
-  void open_gate(uint32_t device, uint32_t bit) const {
-    for (uint32_t cls = 1; cls < kNumClasses; ++cls) clear_bits(gate(device, cls), 1u << bit);
-  }
+  void open_gate(uint32_t device, uint32_t bit) const { clear_bits(device, 1u << bit); }
 
   void force_open(uint32_t device, int64_t now) const {
     DeviceHold& h = hold(device);
     h.breathe_until_ns.store(now + header().breather_ns.load(std::memory_order_relaxed), std::memory_order_release);
     h.forced.fetch_add(1, std::memory_order_relaxed);
-    for (uint32_t cls = 1; cls < kNumClasses; ++cls) clear_bits(gate(device, cls), ~0u);
+    clear_bits(device, ~0u);
   }
 
   bool may_close(uint32_t device, int64_t now) const {
@@ -254,7 +254,7 @@ class TableView {
     for (uint32_t i = 0; i < kMaxJobs; ++i) {
       JobRow& job = row(i);
       if (job.state.load(std::memory_order_acquire) != kLive || job.owner == self) continue;
-      if (lock_fd >= 0 && reap_row(i, lock_fd)) {
+      if (lock_fd >= 0 && reap_row(i, lock_fd, self)) {
         freed |= uint64_t{1} << i;
       } else if (is_wedged(job, now)) {
         open_gate(job.device, job.bit);
@@ -278,9 +278,27 @@ class TableView {
   }
 
  private:
-  static void clear_bits(a32& word, uint32_t bits) {
-    const uint32_t before = word.fetch_and(~bits, std::memory_order_seq_cst);
-    if (before != 0 && (before & ~bits) == 0) futex(&word, FUTEX_WAKE, INT_MAX, nullptr);
+  void clear_bits(uint32_t device, uint32_t bits) const {
+    for (uint32_t cls = 1; cls < kNumClasses; ++cls) {
+      a32& word = gate(device, cls);
+      const uint32_t before = word.fetch_and(~bits, std::memory_order_seq_cst);
+      if (before == 0 || (before & ~bits) != 0) continue;
+      if (cls == kClassHeavy) hold(device).opened_ns.store(now_ns(), std::memory_order_relaxed);
+      futex(&word, FUTEX_WAKE, INT_MAX, nullptr);
+    }
+  }
+
+  // Closed time that has not been made up for: an opening pays back max_hold / breather times its length, so that a
+  // service that reopens for an instant between requests does not escape the floor.
+  int64_t owed_ns(uint32_t device, int64_t now) const {
+    const DeviceHold& h = hold(device);
+    const int64_t opened = h.opened_ns.load(std::memory_order_relaxed);
+    const int64_t closed_for = opened - h.closed_since_ns.load(std::memory_order_relaxed);
+    const int64_t breather = header().breather_ns.load(std::memory_order_relaxed);
+    if (opened == 0 || closed_for <= 0 || breather <= 0) return 0;
+    const double rate = static_cast<double>(header().max_hold_ns.load(std::memory_order_relaxed)) / breather;
+    const double owed = static_cast<double>(closed_for) - static_cast<double>(now - opened) * rate;
+    return owed > 0 ? static_cast<int64_t>(owed) : 0;
   }
 
   static bool is_wedged(const JobRow& job, int64_t now) {
@@ -288,10 +306,13 @@ class TableView {
            now - static_cast<int64_t>(job.heartbeat_ns.load(std::memory_order_relaxed)) > kWedgedNs;
   }
 
-  // Takes the dead job's lock first, so that two reapers, or a reaper and a claim, never free one row twice.
-  bool reap_row(uint32_t i, int lock_fd) const {
+  // Takes the dead job's lock first, so that two processes never free one row twice. Record locks do not exclude
+  // threads of one process: another thread may have freed the row and claimed it by now, and its lock is then ours.
+  bool reap_row(uint32_t i, int lock_fd, uint64_t self) const {
     if (!lock_byte(lock_fd, kFirstJobByte + i, false)) return false;
-    const bool dead = row(i).state.load(std::memory_order_acquire) == kLive;
+    const bool live = row(i).state.load(std::memory_order_acquire) == kLive;
+    if (live && row(i).owner == self) return false;
+    const bool dead = live;
     if (dead) free_row(i);
     unlock_byte(lock_fd, kFirstJobByte + i);
     return dead;

@@ -21,13 +21,15 @@ class Agent {
 
   // A table this process uses, watched from the first job on and for good: a captured CUDA graph keeps its waits
   // after its job is gone, and someone must clear up after a service that dies.
-  void watch_table(TableView table, int lock_fd, uint64_t self) {
+  // False when the thread cannot be started: such a job would have nobody to open a dead service's gate.
+  bool watch_table(TableView table, int lock_fd, uint64_t self) {
     Guard guard(mutex_);
+    if (!start()) return false;
     for (const Watched& w : tables_) {
-      if (&w.table.header() == &table.header()) return;
+      if (&w.table.header() == &table.header()) return true;
     }
     tables_.push_back({table, lock_fd, self});
-    start();
+    return true;
   }
 
   void add_high(std::shared_ptr<HighJob> job) {
@@ -72,16 +74,17 @@ class Agent {
     uint64_t self;
   };
 
-  void start() {
-    if (started_) return;
-    started_ = true;
+  bool start() {
+    if (started_) return true;
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals belong to the job's own threads
     pthread_t thread;
     const auto body = [](void* self) -> void* { static_cast<Agent*>(self)->run(); };
-    if (pthread_create(&thread, nullptr, body, this) == 0) pthread_detach(thread);
+    started_ = pthread_create(&thread, nullptr, body, this) == 0;
+    if (started_) pthread_detach(thread);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return started_;
   }
 
   [[noreturn]] void run() {

@@ -23,7 +23,7 @@ class CudaDriver {
  public:
   int (*wait_value)(CudaStream, uint64_t, uint32_t, unsigned) = nullptr;
   int (*write_value)(CudaStream, uint64_t, uint32_t, unsigned) = nullptr;
-  int (*is_capturing)(CudaStream, int*) = nullptr;
+  int (*capture_info)(CudaStream, int*, uint64_t*, void**, void**, size_t*) = nullptr;
   int (*exchange_capture_mode)(int*) = nullptr;
   int (*event_create)(CudaEvent*, unsigned) = nullptr;
   int (*event_record)(CudaEvent, CudaStream) = nullptr;
@@ -32,6 +32,11 @@ class CudaDriver {
   int (*host_register)(void*, size_t, unsigned) = nullptr;
   int (*host_device_pointer)(uint64_t*, void*, unsigned) = nullptr;
   int (*error_name)(int, const char**) = nullptr;
+  int (*device_get)(int*, int) = nullptr;
+  int (*primary_context)(void**, int) = nullptr;
+  int (*context_current)(void**) = nullptr;
+  int (*context_push)(void*) = nullptr;
+  int (*context_pop)(void**) = nullptr;
   int (*torch_current_stream)(int32_t, void**) = nullptr;
 
   // Finds everything, or says what is missing.
@@ -42,7 +47,12 @@ class CudaDriver {
     if (!torch) return fail(error, "libtorch_cuda.so is not loaded: this torch is built without CUDA");
     return find(cuda, "cuStreamWaitValue32_v2", &wait_value, error) &&
            find(cuda, "cuStreamWriteValue32_v2", &write_value, error) &&
-           find(cuda, "cuStreamIsCapturing", &is_capturing, error) &&
+           find(cuda, "cuStreamGetCaptureInfo_v2", &capture_info, error) &&
+           find(cuda, "cuDeviceGet", &device_get, error) &&
+           find(cuda, "cuDevicePrimaryCtxRetain", &primary_context, error) &&
+           find(cuda, "cuCtxGetCurrent", &context_current, error) &&
+           find(cuda, "cuCtxPushCurrent_v2", &context_push, error) &&
+           find(cuda, "cuCtxPopCurrent_v2", &context_pop, error) &&
            find(cuda, "cuThreadExchangeStreamCaptureMode", &exchange_capture_mode, error) &&
            find(cuda, "cuEventCreate", &event_create, error) && find(cuda, "cuEventRecord", &event_record, error) &&
            find(cuda, "cuEventQuery", &event_query, error) &&
@@ -67,11 +77,46 @@ class CudaDriver {
     return stream;
   }
 
-  bool capturing(CudaStream stream) const {
+  // The id of the graph that the stream is being captured into; 0 when it is not.
+  uint64_t capture_id(CudaStream stream) const {
     int status = 0;
+    uint64_t id = 0;
     // An error here means that another stream captures and forbids the question on the legacy stream.
-    return is_capturing(stream, &status) != 0 || status != 0;
+    if (capture_info(stream, &status, &id, nullptr, nullptr, nullptr) != 0) return UINT64_MAX;
+    return status == 0 ? 0 : id;
   }
+
+  // Makes device `index` usable by InContext. The primary context, torch's, is kept until the process ends.
+  bool retain_context(int index, std::string* error) {
+    if (index < 0 || index >= kMostDevices) return fail(error, "more than 16 GPUs are visible");
+    if (contexts_[index]) return true;
+    int device = 0;
+    int rc = device_get(&device, index);
+    if (rc == 0) rc = primary_context(&contexts_[index], device);
+    return rc == 0 || fail(error, "cuDevicePrimaryCtxRetain", rc);
+  }
+
+  // torch's default stream is the null stream, which means that of the thread's current context: an op's device may
+  // not be current yet, and a thread that never used CUDA has none.
+  class InContext {
+   public:
+    InContext(const CudaDriver& driver, int index) : driver_(driver) {
+      void* current = nullptr;
+      driver_.context_current(&current);
+      void* wanted = index >= 0 && index < kMostDevices ? driver_.contexts_[index] : nullptr;
+      pushed_ = wanted && current != wanted && driver_.context_push(wanted) == 0;
+    }
+    ~InContext() {
+      void* popped = nullptr;
+      if (pushed_) driver_.context_pop(&popped);
+    }
+    InContext(const InContext&) = delete;
+    InContext& operator=(const InContext&) = delete;
+
+   private:
+    const CudaDriver& driver_;
+    bool pushed_;
+  };
 
   // Event calls that must not break somebody's graph capture in global mode.
   class RelaxedCapture {
@@ -87,6 +132,9 @@ class CudaDriver {
   };
 
  private:
+  static constexpr int kMostDevices = 16;
+  void* contexts_[kMostDevices] = {};
+
   template <typename F>
   static bool find(void* library, const char* symbol, F* out, std::string* error) {
     *out = reinterpret_cast<F>(dlsym(library, symbol));

@@ -40,7 +40,7 @@ class Gate {
   static constexpr int64_t kSpinNs = 5'000;
   static constexpr int64_t kNapNs = 50'000'000;       // a lost wake-up costs at most this
   static constexpr int64_t kLongestWaitNs = 60'000'000'000;  // then the op runs: a gate never stops a job
-  static constexpr uint32_t kRunAheadUs = 20'000;     // host this far ahead of the GPU, in predicted time
+  static constexpr int32_t kRunAheadUs = 20'000;     // host this far ahead of the GPU, in predicted time
   static constexpr uint32_t kProgressUs = 2'000;      // predicted time between two progress writes
   static constexpr int64_t kThrottleNapNs = 100'000;
 
@@ -71,7 +71,27 @@ class Gate {
     futex(&table_.gate(slots_[0], kClassHeavy), FUTEX_WAKE, INT_MAX, nullptr);
   }
 
-  // Before an op of `self_ns` predicted device time on `device`.
+  // Before an op of known `self_ns` device time on `device`.
+  void pass_known(uint32_t device, int64_t self_ns) {
+    row_.gated_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
+    // What a closing gate cannot stop: on a stream up to a quantum of ops, or the longest single one.
+    const int64_t quantum = cuda_ ? table_.header().quantum_ns.load(std::memory_order_relaxed) : 0;
+    const auto stretch = static_cast<uint64_t>(std::max(self_ns, quantum));
+    if (stretch > row_.longest_op_ns.load(std::memory_order_relaxed)) {
+      row_.longest_op_ns.store(stretch, std::memory_order_relaxed);
+    }
+    pass(device, self_ns);
+  }
+
+  // An op of unknown length counts as a whole quantum: a wait comes before it and before whatever follows.
+  void pass_unknown(uint32_t device) {
+    row_.ops_unknown.fetch_add(1, std::memory_order_relaxed);
+    pass(device, table_.header().quantum_ns.load(std::memory_order_relaxed));
+  }
+
+ private:
+  static constexpr uint32_t kLanes = 64;
+
   void pass(uint32_t device, int64_t self_ns) {
     if (cuda_) {
       if (device < kMostCudaDevices && words_device_[device]) pass_stream(device, self_ns);
@@ -80,14 +100,12 @@ class Gate {
     }
   }
 
- private:
-  static constexpr uint32_t kLanes = 64;
-
   // Bookkeeping of one (device, stream). Relaxed atomics: two threads on one stream are rare and may lose a count.
   struct Lane {
     std::atomic<uint64_t> stream{0};  // stream handle + 1; 0: free
     std::atomic<uint32_t> device{0};
     std::atomic<int64_t> since_wait_ns{INT64_MAX / 2};  // a stream's first op waits
+    std::atomic<uint64_t> capture_id{0};  // the graph its last op went into; 0: none
     std::atomic<uint64_t> enqueued_ns{0};
     std::atomic<uint64_t> written_us{0};
   };
@@ -102,6 +120,7 @@ class Gate {
       GilPause gil;
       sleep_until_open(word, begin);
     }
+    if (!active_.load(std::memory_order_acquire)) return;  // the row may be another job's by now
     row_.gate_waits.fetch_add(1, std::memory_order_relaxed);
     row_.gate_wait_ns.fetch_add(static_cast<uint64_t>(now_ns() - begin), std::memory_order_relaxed);
   }
@@ -115,30 +134,30 @@ class Gate {
   }
 
   void pass_stream(uint32_t device, int64_t self_ns) {
+    const CudaDriver::InContext context(*cuda_, static_cast<int>(device));
     const CudaStream stream = cuda_->current_stream(static_cast<int>(device));
     Lane* lane = lane_of(device, stream);
     const int64_t quantum = table_.header().quantum_ns.load(std::memory_order_relaxed);
-    const int64_t since = lane->since_wait_ns.load(std::memory_order_relaxed);
+    // Every graph begins with a wait, however short it is: what ran before its capture does not run before its replay.
+    const uint64_t capture = cuda_->capture_id(stream);
+    const bool new_graph = lane->capture_id.exchange(capture, std::memory_order_relaxed) != capture;
+    const int64_t since = new_graph ? quantum : lane->since_wait_ns.load(std::memory_order_relaxed);
     if (since > 0 && since + self_ns > quantum) {
-      enqueue_wait(*lane, device, stream);
+      enqueue_wait(*lane, device, stream, capture != 0);
       lane->since_wait_ns.store(self_ns, std::memory_order_relaxed);
     } else {
       lane->since_wait_ns.store(since + self_ns, std::memory_order_relaxed);
     }
     lane->enqueued_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
-    const auto stretch = static_cast<uint64_t>(std::max(self_ns, std::min(since + self_ns, quantum)));
-    if (stretch > row_.longest_op_ns.load(std::memory_order_relaxed)) {
-      row_.longest_op_ns.store(stretch, std::memory_order_relaxed);
-    }
   }
 
-  void enqueue_wait(Lane& lane, uint32_t device, CudaStream stream) {
+  void enqueue_wait(Lane& lane, uint32_t device, CudaStream stream, bool capturing) {
     if (cuda_->wait_value(stream, words_device_[device], 0, kWaitValueEq) != 0) return;  // fail open
     row_.gate_points.fetch_add(1, std::memory_order_relaxed);
     const uint64_t ahead_us = lane.enqueued_ns.load(std::memory_order_relaxed) / 1000;
     if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < kProgressUs) return;
     // A captured progress write would repeat its constant at every replay; the waits alone are right for ever.
-    if (cuda_->capturing(stream)) return;
+    if (capturing) return;
     const auto index = static_cast<uint64_t>(&lane - lanes_.data());
     const uint64_t word = progress_device_ + index * sizeof(uint32_t);
     if (cuda_->write_value(stream, word, static_cast<uint32_t>(ahead_us), 0) != 0) return;
@@ -148,14 +167,18 @@ class Gate {
 
   // About 1000 commands fit behind a closed wait; then a launch would block inside the driver.
   void bound_run_ahead(const a32& done_us, uint32_t enqueued_us) {
-    if (enqueued_us - done_us.load(std::memory_order_acquire) <= kRunAheadUs) return;
+    // Signed: with two threads on a stream, the other's later write may already have passed ours.
+    const auto too_far = [&] {
+      return static_cast<int32_t>(enqueued_us - done_us.load(std::memory_order_acquire)) > kRunAheadUs;
+    };
+    if (!too_far()) return;
     GilPause gil;
     const int64_t begin = now_ns();
     const timespec nap{0, kThrottleNapNs};
-    while (enqueued_us - done_us.load(std::memory_order_acquire) > kRunAheadUs &&
-           active_.load(std::memory_order_acquire) && now_ns() - begin < kLongestWaitNs) {
+    while (too_far() && active_.load(std::memory_order_acquire) && now_ns() - begin < kLongestWaitNs) {
       nanosleep(&nap, nullptr);
     }
+    if (!active_.load(std::memory_order_acquire)) return;  // the row may be another job's by now
     row_.throttle_ns.fetch_add(static_cast<uint64_t>(now_ns() - begin), std::memory_order_relaxed);
   }
 

@@ -23,7 +23,8 @@ struct Process {
   CudaDriver cuda;
   bool cuda_ready = false;
   Agent agent;
-  Mutex mutex;
+  Mutex setup;  // attaching: may take long in the driver
+  Mutex mutex;  // `high`, for moments: requests take it
   std::vector<std::shared_ptr<HighJob>> high;  // handle - 1 is the index; null once detached
 };
 
@@ -86,23 +87,26 @@ HERALD_API int herald_high_attach(void* base, int lock_fd, uint32_t row, uint64_
                                   size_t error_size) {
   install_once();
   Process& p = process();
-  Guard guard(p.mutex);
+  Guard setup(p.setup);
   a32* words = nullptr;
   uint64_t words_device = 0;
   std::string why;
   if (cuda_index >= 0) {
-    if (cuda_ready(p, &why)) words = pinned_words(p.cuda, HighJob::kMostRequests * sizeof(a32), &words_device, &why);
+    if (cuda_ready(p, &why) && p.cuda.retain_context(cuda_index, &why)) words = pinned_words(p.cuda, HighJob::kMostRequests * sizeof(a32), &words_device, &why);
     if (!words) {
       copy_error(why, error, error_size);
       return 0;
     }
   }
   auto job = std::make_shared<HighJob>(TableView(base), row, cuda_index, words, words_device);
-  p.high.push_back(job);
-  const auto handle = static_cast<int>(p.high.size());
-  p.agent.add_high(std::move(job));
-  p.agent.watch_table(TableView(base), lock_fd, self);
-  return handle;
+  if (!p.agent.watch_table(TableView(base), lock_fd, self)) {
+    copy_error("the agent thread does not start (too many threads?)", error, error_size);
+    return 0;
+  }
+  p.agent.add_high(job);
+  Guard guard(p.mutex);
+  p.high.push_back(std::move(job));
+  return static_cast<int>(p.high.size());
 }
 
 HERALD_API void herald_high_detach(int handle) {
@@ -118,6 +122,9 @@ HERALD_API void herald_high_detach(int handle) {
   }
   g_serving_era.fetch_add(1, std::memory_order_relaxed);
 }
+
+// This thread serves requests: it is never gated while a high-priority job is attached.
+HERALD_API void herald_mark_serving() { mark_serving_thread(); }
 
 // Returns the request's slot, or -1 when it runs untracked.
 HERALD_API int64_t herald_request_begin(int handle, int64_t arrival_ns, int64_t slo_ns) {
@@ -135,9 +142,7 @@ HERALD_API void herald_request_end(int handle, int64_t slot) {
   Process& p = process();
   const auto job = high_job(p, handle);
   if (!job) return;
-  const bool cuda = job->cuda_index() >= 0;
-  const CudaStream stream = cuda ? p.cuda.current_stream(job->cuda_index()) : nullptr;
-  if (job->end(slot, cuda ? &p.cuda : nullptr, stream)) p.agent.wake(0);
+  if (job->end(slot, job->cuda_index() >= 0 ? &p.cuda : nullptr)) p.agent.wake(0);
 }
 
 // Starts gating this process's ops. `slots[i]` is the table's device slot of CUDA device i (`num_cuda` of them), or
@@ -149,6 +154,7 @@ HERALD_API int herald_low_attach(void* base, int lock_fd, uint32_t row, uint64_t
   TableView table(base);
   auto gate = std::make_unique<Gate>(table, row);
   std::string why;
+  Guard setup(p.setup);
   if (num_cuda > 0) {
     uint64_t gates_device = 0;
     uint64_t progress_device = 0;
@@ -164,14 +170,21 @@ HERALD_API int herald_low_attach(void* base, int lock_fd, uint32_t row, uint64_t
     for (int i = 0; i < num_cuda && i < static_cast<int>(Gate::kMostCudaDevices); ++i) {
       if (slots[i] < 0) continue;
       const char* word = reinterpret_cast<const char*>(&table.gate(static_cast<uint32_t>(slots[i]), kClassHeavy));
+      if (!p.cuda.retain_context(i, &why)) {
+        copy_error(why, error, error_size);
+        return 0;
+      }
       gate->set_device(i, static_cast<uint32_t>(slots[i]), gates_device + static_cast<uint64_t>(word - table.gates()));
     }
   } else {
     gate->use_host_slot(static_cast<uint32_t>(slots[0]));
   }
   gate->set_all_heavy(all_heavy != 0);
+  if (!p.agent.watch_table(table, lock_fd, self)) {
+    copy_error("the agent thread does not start (too many threads?)", error, error_size);
+    return 0;
+  }
   p.agent.add_beat(&table.row(row).heartbeat_ns);
-  p.agent.watch_table(table, lock_fd, self);
   g_gate.store(gate.release(), std::memory_order_release);
   enable_callbacks();
   return 1;

@@ -21,13 +21,15 @@ class OpTimer {
     if (stack_.empty()) {
       if (cuda) {
         read_finished(*cuda);
-        if (finished_.size() >= kMostWaiting || cuda->capturing(cuda->current_stream(device))) return;
+        const CudaDriver::InContext context(*cuda, device);
+        if (finished_.size() >= kMostWaiting || cuda->capture_id(cuda->current_stream(device))) return;
       }
       tree_.clear();
       cuda_ = cuda;
     }
     Node node{&s, stack_.empty() ? -1 : stack_.back().node, device, 0, 0, nullptr, nullptr};
     if (cuda_) {
+      const CudaDriver::InContext context(*cuda_, device);
       node.start = take_event();
       node.stop = take_event();
       cuda_->event_record(node.start, cuda_->current_stream(device));
@@ -43,6 +45,7 @@ class OpTimer {
     Node& node = tree_[static_cast<size_t>(stack_.back().node)];
     stack_.pop_back();
     if (cuda_) {
+      const CudaDriver::InContext context(*cuda_, node.device);
       cuda_->event_record(node.stop, cuda_->current_stream(node.device));
     } else {
       node.total_ns = now_ns() - node.begin_ns;

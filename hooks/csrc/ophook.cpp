@@ -143,7 +143,6 @@ bool look_up(const Gate* gate, ThreadState& thread, const at::RecordFunction& fn
 
 void count_op(Gate& gate, ThreadState& thread, bool unknown) {
   if (unknown) {
-    gate.row().ops_unknown.fetch_add(1, std::memory_order_relaxed);
     thread.ops_since_unknown = 0;
     g_callbacks->learn(true);
   }
@@ -166,12 +165,9 @@ std::unique_ptr<at::ObserverContext> Callbacks::on_gate(const at::RecordFunction
   if (op.kind == kLight && !gate->all_heavy()) {
     gate->row().light_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
   } else if (op.kind == kUnknown) {
-    // An op of unknown length counts as a whole quantum: a wait comes before it and before whatever follows.
-    const int64_t quantum = gate->table().header().quantum_ns.load(std::memory_order_relaxed);
-    gate->pass(static_cast<uint32_t>(op.operands.device_index), std::max(self_ns, quantum));
+    gate->pass_unknown(static_cast<uint32_t>(op.operands.device_index));
   } else {
-    gate->pass(static_cast<uint32_t>(op.operands.device_index), self_ns);
-    gate->row().gated_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
+    gate->pass_known(static_cast<uint32_t>(op.operands.device_index), self_ns);
   }
   return nullptr;
 }

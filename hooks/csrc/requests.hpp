@@ -47,16 +47,16 @@ class HighJob {
     return slot;
   }
 
-  // The request's work is enqueued on `stream` (CUDA) or done (CPU). True when the agent must watch for completion.
-  bool end(int64_t slot, const CudaDriver* cuda, CudaStream stream) {
+  // The request's work is enqueued on this thread's current stream (CUDA) or done (CPU). True when the agent must watch for completion.
+  bool end(int64_t slot, const CudaDriver* cuda) {
     if (slot < 0 || slot >= kMostRequests) return false;
-    if (cuda && words_ && !cuda->capturing(stream) &&
-        cuda->write_value(stream, words_device_ + static_cast<uint64_t>(slot) * sizeof(uint32_t), 1, 0) == 0) {
-      Guard guard(mutex_);
+    const bool written = cuda && write_completion(*cuda, static_cast<uint64_t>(slot));
+    Guard guard(mutex_);
+    if (detached_) return false;  // the row may be another job's by now
+    if (written) {
       ending_.push_back(static_cast<uint32_t>(slot));
       return true;
     }
-    Guard guard(mutex_);
     const int64_t now = now_ns();
     complete(static_cast<uint32_t>(slot), now);
     settle(now);
@@ -96,6 +96,13 @@ class HighJob {
     bool holds;  // false once it overran max_hold: it lost the gate
     int64_t deadline_ns() const { return slo_ns ? arrival_ns + slo_ns : kNoDeadline; }
   };
+
+  // False when the stream cannot tell (it is being captured, or the driver fails): then the request is over now.
+  bool write_completion(const CudaDriver& cuda, uint64_t slot) const {
+    const CudaDriver::InContext context(cuda, cuda_index_);
+    const CudaStream stream = cuda.current_stream(cuda_index_);
+    return !cuda.capture_id(stream) && cuda.write_value(stream, words_device_ + slot * sizeof(uint32_t), 1, 0) == 0;
+  }
 
   static bool remove(std::vector<uint32_t>& slots, uint32_t slot) {
     for (uint32_t& s : slots) {

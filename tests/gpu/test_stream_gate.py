@@ -135,6 +135,44 @@ def test_overlapping_requests_on_two_streams_hold_until_the_last_is_done(domain:
         assert job.stats().requests_done == 2
 
 
+def test_a_request_may_end_on_a_thread_that_never_used_cuda(domain: str) -> None:
+    """The null stream means the thread's own context, of which it has none: the end must still reach the GPU's."""
+    with herald.attach(priority="high", domain=domain, device="cuda") as job:
+        a = torch.randn(8192, 8192, device="cuda")
+        request = job.begin()
+        for _ in range(50):
+            a @ a
+        ender = threading.Thread(target=request.end)
+        ender.start()
+        ender.join()
+        assert job.stats().requests_done == 0
+        torch.cuda.synchronize()
+        table = Table.open(domain)
+        assert native.table().herald_gate_wait(table.address, table.device_slot(job.stats().device), 10**9)
+        assert job.stats().requests_done == 1
+
+
+def test_every_captured_graph_begins_with_a_wait_however_short_it_is(trainer, domain: str) -> None:
+    job, a = trainer
+    small = torch.randn(1024, 1024, device="cuda")
+    for _ in range(8):
+        small @ small
+        torch.cuda.synchronize()
+    graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            small @ small
+    with Holder(domain, job) as holder:
+        for graph in graphs:
+            holder.close()
+            graph.replay()
+            done = torch.cuda.Event()
+            done.record()
+            assert not finishes(done)
+            holder.open()
+            done.synchronize()
+
+
 def test_both_priorities_in_one_process_are_refused_on_cuda(trainer, domain: str) -> None:
     with pytest.raises(herald.AttachError, match="two processes"):
         herald.attach(priority="high", domain=domain, device="cuda")

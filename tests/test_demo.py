@@ -1,0 +1,86 @@
+"""The demo for real, but short: separate processes on the CPU, its files, its table, and nothing left behind."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from herald.errors import ConfigError
+from herald.experiments import demo
+from herald.experiments.crew import Pair
+from herald.experiments.demo import Case, Options, Outcome, Tally
+from herald.table import domains
+
+
+def outcome(latencies_ms: Mapping[str, list[float]], steps: Mapping[str, int]) -> Outcome:
+    tallies = {name: Tally(latencies_ms[name], steps[name], training_s=10.0) for name in demo.PARTS}
+    facts = {"inference": {"python": "3", "torch": "2", "cuda": None}, "training": {}}
+    return Outcome(Case(Pair("a", "b"), 20), slo_ms=15.0, tallies=tallies, facts=facts)  # type: ignore[arg-type]
+
+
+MADE = outcome(
+    {"alone": [10.0] * 100, "shared": [30.0] * 100, "herald": [11.0] * 99 + [20.0]},
+    {"alone": 100, "shared": 80, "herald": 60},
+)
+
+
+@pytest.mark.timeout(300)
+def test_the_demo_measures_three_settings_and_leaves_nothing(tmp_path: Path) -> None:
+    before = domains()
+    stdout, file = io.StringIO(), tmp_path / "sub" / "demo.json"
+    options = Options(device="cpu", seconds=2, seed=1, slo_ms=None)
+    demo.run(
+        options,
+        json_path=file,
+        out=tmp_path,
+        stdout=Console(file=stdout, width=demo.WIDTH),
+        stderr=Console(file=io.StringIO()),
+    )
+    document = json.loads(file.read_text())
+    assert list(document) == ["machine", "slo_ms", "rows"]
+    assert document["machine"]["torch"]
+    assert document["slo_ms"] > 0
+    assert [row["setting"] for row in document["rows"]] == ["alone", "shared", "herald"]
+    for row in document["rows"]:
+        assert list(row) == ["setting", "inference", "training"]
+        assert list(row["inference"]) == ["count", "p50_ms", "p95_ms", "p99_ms", "max_ms", "attainment"]
+        assert list(row["training"]) == ["steps", "steps_per_s", "relative"]
+        assert row["inference"]["p50_ms"] <= row["inference"]["p99_ms"] <= row["inference"]["max_ms"]
+        assert row["training"]["steps"] > 0
+    assert len({row["inference"]["count"] for row in document["rows"]}) == 1  # the same arrivals
+    assert document["rows"][0]["training"]["relative"] == 1.0
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+    assert "shared, with Herald" in stdout.getvalue()
+    assert max(map(len, stdout.getvalue().splitlines()[:-1])) <= 80  # the last line is a path
+    assert domains() == before
+
+
+def test_the_verdict_is_one_sentence_with_the_numbers() -> None:
+    said = demo.verdict(MADE)
+    assert "3.0x" in said
+    assert "1.11x, 99.0% of requests met the SLO, and training ran at 60%" in said
+
+
+def test_the_slo_follows_from_the_runs_alone_unless_it_is_given() -> None:
+    tallies = {"alone": Tally([10.0] * 100)}
+    assert demo.slo_ms(Options("cpu", 5, 0, None), tallies) == 10.0 * demo.SLO_FACTOR
+    assert demo.slo_ms(Options("cpu", 5, 0, 42.0), tallies) == 42.0
+
+
+def test_no_request_at_all_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="give more seconds"):
+        demo.slo_ms(Options("cpu", 1, 0, None), {"alone": Tally()})
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 4000, float("nan")])
+def test_bad_seconds_are_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="1 to 3600"):
+        Options("cpu", seconds, 0, None)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(1, 1), (6, 1), (36, 6)])
+def test_settings_take_turns_in_rounds(seconds: float, rounds: int) -> None:
+    assert Options("cpu", seconds, 0, None).num_rounds == rounds

@@ -1,0 +1,216 @@
+"""`herald demo` and `herald experiment`: what the words become, and what is refused before anything starts."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from herald.cli import main
+from herald.experiments import cli, demo, faults, hook_cost, measurement, numerics, overhead, rows, runner
+from herald.experiments.plan import Colocation
+
+PAIR = "cpu-transformer+cpu-vgg"
+COLOCATION = ["experiment", "colocation", "--pair", PAIR, "--device", "cpu"]
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_parsers(parser.add_subparsers())
+    return parser.parse_args(words)
+
+
+class FakeRunner:
+    """Takes the place of `runner.Runner`."""
+
+    made: dict[str, Any]
+
+    def __init__(self, experiment: Colocation, path: Path, **options: Any) -> None:
+        FakeRunner.made = {"experiment": experiment, "path": path, **options}
+
+    def run(self) -> int:
+        return 7
+
+
+@pytest.fixture
+def fake_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Runner", FakeRunner)
+
+
+def test_a_colocation_is_what_was_said(fake_runner: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--settings", "alone,herald-strict", "--seconds", "3", "--repeats", "2", "--rate", "20", "--slo", "50ms"]
+    assert main([*COLOCATION, *words, "--seed", "5", "--commit", "abc", "--out", str(tmp_path)]) == 0
+    experiment = FakeRunner.made["experiment"]
+    assert [str(pair) for pair in experiment.pairs] == [PAIR]
+    assert [setting.name for setting in experiment.settings] == ["alone", "herald-strict"]
+    assert (experiment.seconds, experiment.repeats, experiment.rate_hz) == (3.0, 2, 20.0)
+    assert (experiment.slo_ms, experiment.seed, experiment.device) == (50.0, 5, "cpu")
+    assert FakeRunner.made["path"] == tmp_path / "colocation.jsonl"
+    assert (FakeRunner.made["commit"], FakeRunner.made["end_s"]) == ("abc", float("inf"))
+    assert "7 new rows" in capsys.readouterr().out
+
+
+def test_a_time_limit_has_a_unit_and_ends(fake_runner: None, tmp_path: Path) -> None:
+    assert main([*COLOCATION, "--time-limit", "9min", "--out", str(tmp_path)]) == 0
+    assert FakeRunner.made["end_s"] < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--settings", "alon"], "did you mean 'alone'"),
+        (["--pair", "vgg16"], "INFERENCE+TRAINING"),
+        (["--mps", "on"], "MPS is for GPUs"),
+        (["--seconds", "0"], "--seconds = 0"),
+        (["--seconds", "nan"], "--seconds = nan"),
+        (["--repeats", "0"], "--repeats = 0"),
+        (["--slo", "50"], "has no unit"),
+        (["--time-limit", "-1s"], "--time-limit"),
+    ],
+)
+def test_bad_settings_are_one_clean_line(
+    words: list[str], said: str, fake_runner: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined = [f"{words[0]}={words[1]}"]  # a value may begin with a minus
+    assert main([*COLOCATION, *joined, "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_rows_are_only_added_to_on_request(
+    fake_runner: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / runner.FILE_NAME).touch()
+    assert main([*COLOCATION, "--out", str(tmp_path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*COLOCATION, "--resume", "--out", str(tmp_path)]) == 0
+
+
+def test_the_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(demo, "run", lambda options, **where: seen.update(options=options, **where))
+    file = tmp_path / "demo.json"
+    words = ["demo", "--device", "cpu", "--seconds", "5", "--seed", "3", "--slo", "20ms", "--json", str(file)]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert seen["options"] == demo.Options(device="cpu", seconds=5.0, seed=3, slo_ms=20.0)
+    assert (seen["json_path"], seen["out"]) == (file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["colocation", "report", "hook-cost", "numerics", "overhead", "faults"], ids=lambda kind: kind
+)
+def test_every_experiment_explains_itself(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["experiment", kind, "--help"])
+    assert done.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_parsing_imports_no_heavy_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    for heavy in ("torch", "matplotlib"):
+        monkeypatch.setitem(sys.modules, heavy, None)  # an import of it fails
+    assert parsed("experiment", "numerics", "--device", "cuda").steps > 0
+
+
+# The measurements that are not colocations ----------------------------------------------------------------------------
+
+HOOK_CASE = {
+    "case": "training step",
+    "nothing_to_gate": True,
+    "events_per_step": 100.0,
+    "off_ns_per_step": 1e5,
+    "on_ns_per_step": 1.1e5,
+    "ns_per_event": 100.0,
+    "ns_per_event_fastest": 90.0,
+}
+
+
+@pytest.mark.parametrize(("cost_ns", "code"), [(100.0, 0), (151.0, cli.EXIT_MISSED)])
+def test_a_measurement_is_kept_shown_and_judged(
+    cost_ns: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = HOOK_CASE | {"ns_per_event": cost_ns}
+    monkeypatch.setattr(hook_cost, "run", lambda: iter([{"cases": [case]}]))
+    assert main(["experiment", "hook-cost", "--out", str(tmp_path), "--commit", "abc"]) == code
+    (row,) = rows.read(tmp_path / "hook-cost.jsonl")
+    assert (row["kind"], row["cases"]) == ("hook-cost", [case])
+    assert row["provenance"]["commit"] == "abc"
+    shown = capsys.readouterr().out
+    assert "training step" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_rows_measured_before_a_failure_are_kept(tmp_path: Path) -> None:
+    def measured() -> Any:
+        yield {"cases": [HOOK_CASE]}
+        raise RuntimeError("the GPU fell off")
+
+    with pytest.raises(RuntimeError):
+        measurement.record(hook_cost.KIND, measured(), tmp_path)
+    assert len(rows.read(tmp_path / "hook-cost.jsonl")) == 1
+
+
+@pytest.mark.parametrize("module", [overhead, faults], ids=lambda module: module.KIND.name)
+def test_mps_on_a_cpu_is_refused(module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", module.KIND.name, "--mps", "on", "--out", str(tmp_path)]) == 2
+    assert "MPS is for GPUs" in capsys.readouterr().err
+
+
+def test_the_profiler_counts_nested_ops_and_autograd() -> None:
+    assert hook_cost.events_per_step(hook_cost.view()) == 1
+    assert hook_cost.events_per_step(hook_cost.add()) == 1
+    assert hook_cost.events_per_step(hook_cost.small_training()) > 50
+
+
+def test_the_cost_of_an_event_is_the_median_over_pairs_of_blocks() -> None:
+    blocks = hook_cost.Blocks(off_ns=[1000.0, 900.0, 5000.0], on_ns=[1100.0, 1100.0, 1000.0])
+    cost = blocks.cost_ns(10)
+    assert (cost["ns_per_event"], cost["ns_per_event_fastest"]) == (10.0, 10.0)
+
+
+def test_overhead_is_the_median_ratio_with_its_spread() -> None:
+    ratios = overhead.Blocks(off_s=[1.0, 1.0, 2.0], on_s=[1.0, 1.02, 2.02]).ratios()
+    assert (ratios["ratio"], ratios["ratio_min"], ratios["ratio_max"]) == (1.01, 1.0, 1.02)
+    assert ratios["ratio_min"] <= ratios["ratio_low"] <= ratios["ratio"] <= ratios["ratio_high"]
+
+
+class Script:
+    """A worker that answers from what it is asked and remembers it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def call(self, do: str, *, timeout_s: float, **fields: Any) -> dict[str, Any]:
+        self.asked.append(do)
+        return {"elapsed_s": 1.0, "step_s": [0.1], "ops_seen": 10**6, "attach_s": 0.0}
+
+
+def test_blocks_take_turns_and_end_detached() -> None:
+    script = Script()
+    job = overhead.LoneJob(script, "training", "cpu", "domain")  # type: ignore[arg-type]  # a part of a Channel
+    blocks, stats = overhead.measured(job, steps=5, num_pairs=3)
+    assert script.asked[:3] == ["attach", "stats", "detach"]  # it learns before anything is measured
+    turns = script.asked[3:]
+    on = ["train", "attach", "train", "train", "detach", "train"]
+    assert turns == [*on, "train", "attach", "train", "detach"]
+    assert (len(blocks.off_s), len(blocks.on_s)) == (3, 3)
+    assert stats["ops_seen"] == 10**6
+
+
+def test_progress_is_counted_from_the_kill() -> None:
+    survivor = faults.progress("training", [1.0, 1.5, 2.25], kill_s=2.0)
+    assert (survivor.waited_ms, survivor.recovered_ms) == (500.0, 250.0)
+    assert str(survivor) == "training after 250 ms (had waited 500 ms)"
+
+
+def test_no_progress_after_the_kill_is_said() -> None:
+    survivor = faults.progress("training", [1.0], kill_s=2.0)
+    assert survivor.recovered_ms is None
+    assert "no progress" in str(survivor)
+
+
+def test_every_measurement_has_criteria_and_a_table() -> None:
+    from herald.experiments import report
+
+    kinds = {module.KIND.name for module in (hook_cost, numerics, overhead, faults)}
+    assert kinds == set(report.READERS)

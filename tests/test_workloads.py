@@ -1,0 +1,99 @@
+"""Workloads are what they say, and follow from their seed alone."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from herald.errors import ConfigError
+from herald.experiments import networks, workloads
+from herald.experiments.completion import mark
+from herald.experiments.roles import ROLES
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def losses(name: str, seed: int, count: int = 3) -> list[float]:
+    program = workloads.get(name).make(CPU, seed)
+    return [program.step().item() for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", workloads.names("training", "cpu"))
+def test_training_follows_from_its_seed(name: str) -> None:
+    assert losses(name, seed=1) == losses(name, seed=1)
+    assert losses(name, seed=1) != losses(name, seed=2)
+
+
+@pytest.mark.parametrize("name", workloads.names("training", "cpu"))
+def test_training_learns(name: str) -> None:
+    program = workloads.get(name).make(CPU, 0)
+    first = program.step().item()
+    for _ in range(23):  # the same four batches, six times
+        program.step()
+    assert program.step().item() < first
+
+
+@pytest.mark.parametrize("name", workloads.names("inference", "cpu"))
+def test_inference_follows_from_its_seed_and_does_not_drift(name: str) -> None:
+    program, again = (workloads.get(name).make(CPU, 3) for _ in range(2))
+    first = program.step()
+    mark(CPU)()
+    assert torch.equal(first, program.step())
+    assert torch.equal(first, again.step())
+
+
+def test_every_role_can_be_played_on_every_device() -> None:
+    for role in ROLES:
+        assert workloads.names(role, "cpu")
+        assert workloads.names(role, "cuda")
+
+
+def test_an_unknown_workload_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'vgg61': allowed are transformer, .*vgg16"):
+        workloads.get("vgg61")
+
+
+def test_a_workload_for_gpus_says_what_to_take_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="there are cpu-vgg"):
+        workloads.get("vgg16").make("cpu", 0)
+
+
+def test_vgg16_is_the_one_of_the_paper() -> None:
+    with torch.device("meta"):
+        model = networks.vgg(networks.VGG16)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 138_357_544
+    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_a_cached_decoder_attends_to_what_it_has_written_and_nothing_later() -> None:
+    torch.manual_seed(0)
+    decoder = networks.CachedDecoder(
+        networks.DecoderShape(width=16, layers=2, heads=2, vocabulary=50, context=8), batch=3
+    ).eval()
+    with torch.no_grad():
+        decoder.rewind(2)
+        decoder.tokens.zero_()
+        first = decoder().clone()
+        for block in decoder.blocks:
+            block.keys[:, :, 4:] = 1e4  # later slots: nobody may look at them
+        decoder.rewind(2)
+        decoder.tokens.zero_()
+        assert torch.equal(decoder(), first)
+        assert decoder.position.item() == 3
+        assert first.shape == (3,)
+
+
+def test_a_cached_decoder_wraps_around_at_the_end_of_its_context() -> None:
+    decoder = networks.CachedDecoder(networks.DecoderShape(8, 1, 1, 10, context=4), batch=1).eval()
+    decoder.rewind(3)
+    with torch.no_grad():
+        decoder()
+    assert decoder.position.item() == 0
