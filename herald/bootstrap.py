@@ -14,7 +14,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 import herald
 from herald.config import PRIORITIES, choose_domain
@@ -137,11 +137,13 @@ def attached(command: Sequence[str], domain: str, name: str | None) -> list[str]
 
 
 def _device(wanted: str) -> Literal["cpu", "cuda"]:
-    if wanted in ("cpu", "cuda"):
-        return cast("Literal['cpu', 'cuda']", wanted)
+    if wanted == "cpu":
+        return "cpu"
     try:
         probe()
-    except NoDriverError:
+    except NoDriverError as error:
+        if wanted == "cuda":
+            raise ConfigError(f"herald run: --device cuda: {error}; see `herald doctor`") from error
         return "cpu"
     return "cuda"
 

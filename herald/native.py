@@ -53,7 +53,9 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 def declare(library: ctypes.CDLL, signatures: dict[str, tuple[object, tuple[object, ...]]]) -> ctypes.CDLL:
     """Give each named function of a library its result and argument types."""
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise BuildError(f"{library._name} lacks {name}: it is not what this Herald built; delete it")
         function.restype = result
         function.argtypes = arguments
     return library

@@ -54,6 +54,5 @@ def check_domain(domain: str, *, setting: str = "domain") -> str:
 
 def _cache_dir() -> Path:
     env = os.environ
-    if "HERALD_CACHE_DIR" in env:
-        return Path(env["HERALD_CACHE_DIR"])
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "herald"
+    chosen = env.get("HERALD_CACHE_DIR") or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "herald"
+    return Path(chosen).expanduser().absolute()

@@ -42,6 +42,7 @@ def attach(
     Raises ConfigError (a wrong setting), AttachError (this process cannot be scheduled), TableError (the domain is
     full or damaged), BuildError (no compiler). Nothing is left behind then.
     """
+    _check_model(model)
     settings = Settings.from_env()
     chosen = config or settings.config
     file = config_file.load(chosen) if chosen else Config()
@@ -59,8 +60,17 @@ def attach(
     table = Table.open(domain)
     _tell_without_daemon(table)
     if urgency == "high":
+        if not slo_ns:
+            _log.warning("job %r has no SLO: its requests are protected, but none is judged (give slo='50ms')", name)
         return HighJob(table, where, model, name=name, slo_ns=slo_ns, target=job.target)
     return LowJob(table, where, name=name)
+
+
+def _check_model(model: object) -> None:
+    import torch
+
+    if model is not None and not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"model = {model!r}: give a torch.nn.Module, or leave it out")
 
 
 def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:

@@ -64,6 +64,9 @@ class Job(ABC):
         del path
         raise ConfigError(f"job {self.name!r} has priority 'high': op costs are learnt of low-priority jobs")
 
+    def __repr__(self) -> str:
+        return f"<herald job {self.name!r}, priority {self.priority}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -189,6 +192,8 @@ class HighJob(_AttachedJob):
             self._forward = ForwardRequests(self._model, self._begin_forward) if self._model is not None else None
         except Exception as e:
             native.hook().herald_high_detach(self._handle)
+            if isinstance(e, AttachError):
+                raise
             raise AttachError(
                 f"the forward of {type(self._model).__name__} cannot be wrapped ({e}): attach without the model and "
                 "say where a request begins and ends with job.request()"

@@ -1,5 +1,6 @@
 """Requests of a high-priority job: explicit ones, and one per outermost forward."""
 
+import functools
 import math
 import threading
 import time
@@ -7,7 +8,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from herald.errors import ConfigError
+from herald.errors import AttachError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,8 @@ class ForwardRequests:
     """
 
     def __init__(self, model: "torch.nn.Module", begin: Callable[[], Request | None]) -> None:
+        if isinstance(model.__dict__.get("forward"), _wrapper_class()):
+            raise AttachError(f"this {type(model).__name__} is attached already: detach its job first")
         self._model = model
         self._had_own = "forward" in model.__dict__
         self._original: Callable[..., Any] = model.forward
@@ -95,6 +98,7 @@ def _wrapper_class() -> Any:
         def __init__(self, original: Callable[..., Any], begin: Callable[[], Request | None] | None) -> None:
             self.original = original
             self.begin = begin
+            functools.update_wrapper(self, original)  # its signature is asked for, by `generate` for one
 
         # Not traced by torch.compile: what it calls is.
         @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]

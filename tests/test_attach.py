@@ -29,6 +29,7 @@ def test_the_public_names_are_sorted_and_exist() -> None:
         ({"priority": "high", "slo": 0.05}, r"slo = 0.05 is not a duration"),
         ({"priority": "low", "slo": "50ms"}, r"slo = '50ms'.*'low' has no SLO"),
         ({"priority": "low", "domain": "a/b"}, r"domain = 'a/b'"),
+        ({"priority": "low", "model": "resnet"}, r"model = 'resnet'.*torch\.nn\.Module"),
         ({"priority": "low", "device": "tpu"}, r"device = 'tpu'.*'cpu'"),
         ({"priority": "low", "device": "meta"}, r"device = 'meta'"),
         ({"priority": "low", "config": "/nowhere/herald.toml"}, r"/nowhere/herald.toml.*cannot be read"),

@@ -1,6 +1,8 @@
 """Requests: what counts as one, when the gate closes and opens, what the books say."""
 
 import copy
+import gc
+import inspect
 import pickle
 import threading
 import time
@@ -171,6 +173,42 @@ def test_a_model_that_calls_itself_is_one_request(table: Table) -> None:
     with herald.attach(model, priority="high", device="cpu") as job:
         model(torch.randn(2))
         assert job.stats().requests_done == 1
+
+
+def test_a_model_is_attached_once(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high"):
+        with pytest.raises(herald.AttachError, match="attached already"):
+            herald.attach(model, priority="high")
+        assert len(table.jobs()) == 1
+    assert "forward" not in model.__dict__
+
+
+def test_a_forward_that_cannot_be_replaced_is_an_error_that_leaves_nothing(table: Table) -> None:
+    class Fixed(torch.nn.Module):
+        forward = property(lambda self: lambda x: x)  # type: ignore[assignment]
+
+    with pytest.raises(herald.AttachError, match="Fixed cannot be wrapped"):
+        herald.attach(Fixed(), priority="high", device="cpu")
+    assert table.jobs() == []
+
+
+def test_an_attached_forward_keeps_its_signature(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    before = inspect.signature(model.forward)
+    with herald.attach(model, priority="high"):
+        assert inspect.signature(model.forward) == before
+
+
+def test_a_lost_request_ends_itself(table: Table) -> None:
+    """A cancelled client must neither hold the gate nor switch automatic requests off."""
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high") as job:
+        job.begin()
+        gc.collect()
+        assert not is_closed(table)
+        model(torch.randn(2, 4))
+        assert job.stats().requests_done == 2
 
 
 def test_detach_leaves_the_model_as_it_was(table: Table) -> None:

@@ -87,6 +87,29 @@ def test_a_truncated_table_is_refused(domain: str, size: int) -> None:
         Table.open(domain)
 
 
+@pytest.mark.parametrize("field", ["page_bytes", "gates_offset", "rows_offset", "row_bytes", "num_rows"])
+def test_a_damaged_header_is_an_error_and_never_a_crash(domain: str, field: str) -> None:
+    Table.open(domain)
+    place = getattr(layout.Header, field)
+    damage(domain, place.offset, bytes(place.size))
+    with pytest.raises(TableError, match=f"damaged.*{field} 0"):
+        Table.open(domain)
+
+
+def test_a_service_that_reopens_for_an_instant_does_not_escape_the_floor() -> None:
+    """Closed time is paid back by opening, not forgotten at the first gap."""
+    table = memory_table()
+    table.add_job(heartbeat_ns=2**62)
+    table.publish_limits(max_hold_ns=10**12, breather_ns=1, quantum_ns=250_000)
+    lib, now = native.table(), now_ns()
+    lib.herald_gate_close(table.address, 0, 0, now - 2 * 10**12)  # more than max_hold ago
+    lib.herald_gate_open(table.address, 0, 0)
+    table.publish_limits(max_hold_ns=10**12, breather_ns=10**12, quantum_ns=250_000)
+    lib.herald_gate_close(table.address, 0, 0, now_ns())
+    table.reap(now_ns())
+    assert table.gate_words()["cpu", layout.CLASS_HEAVY] == 0
+
+
 @pytest.mark.parametrize("size", [0, 65536])
 def test_a_creation_that_died_halfway_is_made_anew(domain: str, size: int) -> None:
     """The magic is written last, so a segment without one has never been joined."""

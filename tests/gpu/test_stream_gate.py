@@ -153,7 +153,7 @@ def test_a_request_may_end_on_a_thread_that_never_used_cuda(domain: str) -> None
 
 
 def test_every_captured_graph_begins_with_a_wait_however_short_it_is(trainer, domain: str) -> None:
-    job, a = trainer
+    job, _ = trainer
     small = torch.randn(1024, 1024, device="cuda")
     for _ in range(8):
         small @ small
