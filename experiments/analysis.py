@@ -184,7 +184,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-# The verdict -----------------------------------------------------------------------------------------------------------
+# The verdict --------------------------------------------------------------------------------------------------------
 
 
 def verdict(all_groups: Sequence[Group]) -> list[Criterion]:
@@ -200,16 +200,12 @@ def _group_verdict(group: Group, all_groups: Sequence[Group]) -> list[Criterion]
     ratio = herald.inference.p99_ratio
     if ratio is not None:
         detail = f"95 % {ratio.low:.3f} to {ratio.high:.3f}, {herald.inference.count} requests"
-        lines.append(
-            criteria.at_most(f"{group.title}: p99 / alone", ratio.value, criteria.P99_RATIO, detail=detail)
-        )
+        lines.append(criteria.at_most(f"{group.title}: p99 / alone", ratio.value, criteria.P99_RATIO, detail=detail))
     relative = herald.training.relative
     if relative is not None and group.load is not None:
         least = criteria.TRAINING_SHARE * (1 - group.load)
         detail = f"{relative.low:.3f} to {relative.high:.3f}, 1 - load = {1 - group.load:.3f}"
-        lines.append(
-            criteria.at_least(f"{group.title}: training / alone", relative.value, least, detail=detail)
-        )
+        lines.append(criteria.at_least(f"{group.title}: training / alone", relative.value, least, detail=detail))
     lines += _against_mps(group, herald.training, all_groups)
     return lines
 
@@ -225,8 +221,8 @@ def _against_mps(group: Group, herald: Training, all_groups: Sequence[Group]) ->
     ]
     if not rivals:
         return []
-    holding = [r for r in rivals if r.inference and r.inference.p99_ratio and r.inference.p99_ratio.value <= criteria.P99_RATIO]
-    best = max((r.training.steps_per_s, r.setting) for r in holding if r.training) if holding else None
+    holding = [(r.training.steps_per_s, r.setting) for r in rivals if r.training and _holds(r)]
+    best = max(holding, default=None)
     against = f"best {best[0]:.2f} ({best[1]})" if best else f"none of {len(rivals)} holds it"
     return [
         Criterion(
@@ -235,3 +231,8 @@ def _against_mps(group: Group, herald: Training, all_groups: Sequence[Group]) ->
             passed=best is None or herald.steps_per_s > best[0],
         )
     ]
+
+
+def _holds(result: Result) -> bool:
+    ratio = result.inference.p99_ratio if result.inference else None
+    return ratio is not None and ratio.value <= criteria.P99_RATIO

@@ -6,19 +6,10 @@ the start of a run. This module owns no clock.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import numpy as np
 
 from herald.errors import ConfigError
-
-
-class Arrivals(Protocol):
-    """Anything that can say when requests arrive."""
-
-    def times_s(self, seconds: float) -> list[float]:
-        """Ascending arrival times in [0, seconds)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,23 +69,24 @@ class Listed:
         return [time for time in self.listed_s if 0 <= time < seconds]
 
 
-KINDS: Mapping[str, type[Poisson] | type[Periodic] | type[Listed]] = {
+Arrivals = Poisson | Periodic | Listed
+KINDS: Mapping[str, type[Arrivals]] = {
     "poisson": Poisson,
     "periodic": Periodic,
     "listed": Listed,
 }
 
 
-def to_json(arrivals: Poisson | Periodic | Listed) -> dict[str, object]:
+def to_json(arrivals: Arrivals) -> dict[str, object]:
     """The value as plain JSON data, for a row or a worker."""
     kind = next(name for name, cls in KINDS.items() if isinstance(arrivals, cls))
     return {"kind": kind, **asdict(arrivals)}
 
 
-def from_json(data: Mapping[str, object]) -> Poisson | Periodic | Listed:
+def from_json(data: Mapping[str, object]) -> Arrivals:
     """The value that `to_json` wrote. Raises ConfigError for an unknown kind or field."""
     fields = dict(data)
-    kind = fields.pop("kind", None)
+    kind = str(fields.pop("kind", None))
     if kind not in KINDS:
         raise ConfigError(f"arrivals kind = {kind!r}: allowed are {', '.join(KINDS)}")
     try:

@@ -3,18 +3,22 @@
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herald.durations import parse_duration
-from herald.errors import ConfigError, HeraldError
+from herald.errors import ConfigError
 
 if TYPE_CHECKING:
+    from herald.experiments.measurement import Kind
     from herald.experiments.plan import Colocation
+    from herald.experiments.rows import Row
 
 OUT = Path("out")
 DEVICES = ("cpu", "cuda")
-_EXIT_MISSED = 1  # measured, and a criterion is not met
+EXIT_MISSED = 1  # measured, and a criterion is not met
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,7 +39,7 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto", help="default: a GPU if there is one")
-    parser.add_argument("--seconds", type=float, default=50.0, help="of arrivals per setting (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=36.0, help="of arrivals per setting (default: %(default)g)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON, too")
     parser.add_argument("--slo", metavar="DURATION", help="as in 50ms; default: from the run alone")
     _add_seed(parser)
@@ -79,7 +83,9 @@ def _add_overhead(parser: argparse.ArgumentParser) -> None:
     _add_device(parser, default="cpu")
     _add_mps(parser)
     _add_workloads(parser)
-    parser.add_argument("--blocks", type=int, default=20, help="pairs of blocks, without and with Herald")
+    parser.add_argument(
+        "--blocks", type=int, default=10, help="pairs of blocks, without and with Herald (default: %(default)d)"
+    )
     _add_seed(parser)
     _add_out(parser)
     _add_commit(parser)
@@ -155,8 +161,7 @@ def _colocation(arguments: argparse.Namespace) -> int:
     experiment = _experiment(arguments)
     path = arguments.out / runner.FILE_NAME
     _check_resume(path, resume=arguments.resume)
-    with tempfile.TemporaryDirectory(prefix="herald-colocation-") as folder:
-        log_dir = Path(folder)
+    with _logs() as log_dir:
         num_rows = runner.Runner(
             experiment,
             path,
@@ -177,10 +182,61 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _hook_cost(arguments: argparse.Namespace) -> int:
-    raise HeraldError("not built yet")
+    from herald.experiments import hook_cost
+
+    return _measure(hook_cost.KIND, hook_cost.run(), arguments)
 
 
-_overhead = _numerics = _faults = _hook_cost
+def _overhead(arguments: argparse.Namespace) -> int:
+    from herald.experiments import overhead
+
+    _check_mps(arguments)
+    with _logs() as log_dir:
+        measured = overhead.run(
+            arguments.device,
+            mps=arguments.mps == "on",
+            names=arguments.workload,
+            num_pairs=arguments.blocks,
+            seed=arguments.seed,
+            log_dir=log_dir,
+        )
+        return _measure(overhead.KIND, measured, arguments)
+
+
+def _numerics(arguments: argparse.Namespace) -> int:
+    from herald.experiments import numerics
+
+    with _logs() as log_dir:
+        measured = numerics.run(
+            arguments.device, names=arguments.workload, steps=arguments.steps, seed=arguments.seed, log_dir=log_dir
+        )
+        return _measure(numerics.KIND, measured, arguments)
+
+
+def _faults(arguments: argparse.Namespace) -> int:
+    from herald.experiments import faults
+
+    _check_mps(arguments)
+    with _logs() as log_dir:
+        measured = faults.run(arguments.device, mps=arguments.mps == "on", seed=arguments.seed, log_dir=log_dir)
+        return _measure(faults.KIND, measured, arguments)
+
+
+def _measure(kind: "Kind", measured: "Iterable[Row]", arguments: argparse.Namespace) -> int:
+    """Carry a measurement out; the exit code says whether its criteria are met."""
+    from herald.experiments import measurement
+
+    met = measurement.record(kind, measured, arguments.out, commit=arguments.commit)
+    return 0 if met else EXIT_MISSED
+
+
+@contextmanager
+def _logs() -> Iterator[Path]:
+    """A folder for what processes say, for as long as they live."""
+    from herald.experiments.interruption import sigterm_interrupts
+
+    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="herald-experiment-") as folder:
+        yield Path(folder)
 
 
 # From words to values -------------------------------------------------------------------------------------------------
@@ -192,8 +248,7 @@ def _experiment(arguments: argparse.Namespace) -> "Colocation":
     from herald.experiments.crew import Pair
     from herald.experiments.plan import Colocation
 
-    if arguments.device == "cpu" and arguments.mps != "off":
-        raise ConfigError(f"--mps {arguments.mps} with --device cpu: MPS is for GPUs; leave it out")
+    _check_mps(arguments)
     _at_least("--seconds", arguments.seconds, 1)
     _at_least("--repeats", arguments.repeats, 1)
     _at_least("--slo-factor", arguments.slo_factor, 1)
@@ -209,6 +264,11 @@ def _experiment(arguments: argparse.Namespace) -> "Colocation":
         slo_ms=_milliseconds(arguments.slo),
         slo_factor=arguments.slo_factor,
     )
+
+
+def _check_mps(arguments: argparse.Namespace) -> None:
+    if arguments.device == "cpu" and arguments.mps != "off":
+        raise ConfigError(f"--mps {arguments.mps} with --device cpu: MPS is for GPUs; leave it out")
 
 
 def _check_resume(path: Path, *, resume: bool) -> None:

@@ -17,7 +17,7 @@ def mark(device: torch.device) -> Wait:
     """
     if device.type != "cuda":
         return _happened
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch
     event.record(torch.cuda.current_stream(device))
     return event.synchronize
 

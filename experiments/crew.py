@@ -1,6 +1,7 @@
 """The worker processes of an experiment: started when first needed, kept alive between runs, ended together."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -89,6 +90,11 @@ class Crew:
         """Every process that ``setting`` needs."""
         return {role: self.member(role, setting) for role in setting.roles}
 
+    def num_missing(self, setting: Setting) -> int:
+        """How many processes a trial of ``setting`` would have to start."""
+        launches = {launch_for(role, setting, self.device, self.mps_pipe) for role in setting.roles}
+        return len(launches - self._members.keys())
+
     @property
     def size(self) -> int:
         """How many processes are alive."""
@@ -97,8 +103,8 @@ class Crew:
     def close(self) -> None:
         """End all processes; the next use starts fresh ones."""
         members, self._members = self._members, {}
-        for channel in members.values():
-            channel.close()
+        with ThreadPoolExecutor() as pool:  # each takes a while to leave its GPU
+            list(pool.map(lambda channel: channel.close(), members.values()))
 
     def __enter__(self) -> Self:
         return self

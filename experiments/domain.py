@@ -75,7 +75,7 @@ class PrivateDomain:
 
     def _is_owned_by(self, pid: int) -> bool:
         try:
-            return Table.open(self.name, create=False).header.daemon_pid == pid
+            return bool(Table.open(self.name, create=False).header.daemon_pid == pid)
         except TableError:
             return False
 

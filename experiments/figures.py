@@ -40,8 +40,10 @@ def frontier(groups: Sequence[Group], path: Path, *, over: str = "slo") -> Path:
     figure, axes = plt.subplots(
         1, len(groups), figsize=(5.2 * len(groups), 4.4), squeeze=False, sharey=True, layout="constrained"
     )
+    tails = [x for group in groups for result in group.results if (x := _tail(result, over))]
     for ax, group in zip(axes[0], groups, strict=True):
         _draw_frontier(ax, group, over)
+        _scale_x(ax, 0.8 * min(0.8, *tails), 1.2 * max(2.0, *tails))
     axes[0][0].set_ylabel("training throughput relative to alone")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -50,10 +52,8 @@ def frontier(groups: Sequence[Group], path: Path, *, over: str = "slo") -> Path:
 
 def _draw_frontier(ax: "Axes", group: Group, over: str) -> None:
     for result in group.results:
-        if result.inference is None or result.training is None or result.training.relative is None:
-            continue
         x = _tail(result, over)
-        if x is None:
+        if x is None or result.training is None or result.training.relative is None:
             continue
         y = result.training.relative
         family = SETTINGS[result.setting].family
@@ -69,14 +69,10 @@ def _draw_frontier(ax: "Axes", group: Group, over: str) -> None:
             label=result.setting,
         )
     if group.load is not None:
-        ax.axhline(1 - group.load, color="#000000", linewidth=1, linestyle="--", label=f"1 - load = {1 - group.load:.2f}")
+        share = 1 - group.load
+        ax.axhline(share, color="#000000", linewidth=1, linestyle="--", label=f"1 - load = {share:.2f}")
     ax.axvline(1, color="#000000", linewidth=1, linestyle=":")
-    ax.set_xscale("log")
-    ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    low, high = ax.get_xlim()
-    ax.set_xlim(min(low, 0.6), max(high, 1.6))
+    ax.text(1, 0.02, " SLO" if over == "slo" else " alone", fontsize=8)
     ax.set_ylim(0, 1.1)
     ax.set_xlabel(f"inference p99 / {'SLO' if over == 'slo' else 'alone'}")
     ax.set_title(group.title, fontsize=10)
@@ -85,7 +81,8 @@ def _draw_frontier(ax: "Axes", group: Group, over: str) -> None:
 
 
 def _tail(result: Result, over: str) -> float | None:
-    assert result.inference is not None
+    if result.inference is None:
+        return None
     if over == "slo":
         return result.inference.p99_over_slo
     return result.inference.p99_ratio.value if result.inference.p99_ratio else None
@@ -101,24 +98,23 @@ def latency_distributions(
 ) -> Path:
     """Left: what share of requests took longer than x, per setting, with the SLO. Right: training relative to alone."""
     plt = _pyplot()
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9.5, 4.4), width_ratios=(3, 1), layout="constrained"
-    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), width_ratios=(3, 1), layout="constrained")
     for setting, values in latency_ms.items():
         _draw_tail(left, setting, values)
     left.axvline(slo_ms, color="#000000", linewidth=1, linestyle="--")
     left.text(slo_ms, 1.25, f"SLO {slo_ms:.1f} ms", ha="center", va="bottom", fontsize=9)
     left.set_yscale("log")
-    left.set_xscale("log")
     least = 0.7 / max(len(values) for values in latency_ms.values())
     left.set_ylim(least, 1.2)
     shares = [share for share in (1, 0.1, 0.01, 0.001, 0.0001) if share >= least]
     left.set_yticks(shares, [f"{share * 100:g} %" for share in shares])
-    _label_ms(left)
+    slowest = max(max(values) for values in latency_ms.values())
+    fastest = min(min(values) for values in latency_ms.values())
+    _scale_x(left, fastest * 0.9, max(slowest, slo_ms) * 1.15)
     left.set_xlabel("latency from scheduled arrival, ms")
     left.set_ylabel("share of requests that took longer")
     left.grid(alpha=0.25)
-    left.legend(fontsize=9, loc="upper right")
+    left.legend(fontsize=9, loc="lower left")
     _draw_bars(right, training)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
@@ -140,11 +136,13 @@ def _draw_tail(ax: "Axes", setting: str, values: Sequence[float]) -> None:
     )
 
 
-def _label_ms(ax: "Axes") -> None:
-    low, high = ax.get_xlim()
-    ticks = [m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5, 7) if low <= m * 10**e <= high]
+def _scale_x(ax: "Axes", low: float, high: float) -> None:
+    """A logarithmic axis from low to high with plain numbers on it."""
+    ax.set_xscale("log")
+    ticks = [m * 10**e for e in range(-2, 6) for m in (1, 1.5, 2, 3, 5, 7) if low <= m * 10**e <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
+    ax.set_xlim(low, high)
 
 
 def _draw_bars(ax: "Axes", training: Mapping[str, float]) -> None:

@@ -1,6 +1,7 @@
 """`herald experiment hook-cost`: what the op hook costs per op event on a CPU, in ns.
 
-The same step runs in many short blocks with and without a job attached, in turns (off on, on off, ...), on one thread.
+The same step runs in many short blocks with and without a job attached, in turns (off on, on off, ...), on one thread,
+timed on that thread's own CPU clock: other processes may take the core away, but not add to the time.
 An event is one that the hook's callback is called for: every op, nested ones, views and autograd's nodes included. The
 profiler, which listens in the same way, counts them.
 """
@@ -61,11 +62,10 @@ class Blocks:
         }
 
 
-def run(out: Path) -> Iterator[Row]:
+def run() -> Iterator[Row]:
     """One row with all cases. The process is left with one intra-op thread."""
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    with PrivateDomain("hook-cost", out) as domain, _no_collections():
+    with PrivateDomain("hook-cost", Path()) as domain, _no_collections():
         yield {
             "device": "cpu",
             "torch": torch.__version__,
@@ -106,9 +106,10 @@ def measured(case: Case, domain: str, num_pairs: int = NUM_PAIRS) -> Row:
 
 def events_per_step(step: Step) -> float:
     """How many events a step has, as the profiler counts them."""
-    with torch.autograd.profiler.profile() as profile:  # type: ignore[no-untyped-call]  # torch
+    with torch.autograd.profiler.profile() as profile:
         steps_of(step, PROFILED_STEPS)
-    return sum(event.scope == _SCOPE_FUNCTION for event in profile.function_events) / PROFILED_STEPS
+    num_events = sum(event.scope == _SCOPE_FUNCTION for event in profile.function_events or ())
+    return float(num_events / PROFILED_STEPS)
 
 
 def block_ns(step: Step, steps_per_chunk: int) -> float:
@@ -172,6 +173,13 @@ def small_training() -> Step:
     return step
 
 
+def small_forward() -> Step:
+    """Its forward pass alone: no autograd, whose nodes cost torch a name each as soon as anybody listens."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)).requires_grad_(False)
+    inputs = torch.randn(4, 16)
+    return lambda: model(inputs)
+
+
 def heavy_op() -> Step:
     """Heavy by the size of its input, yet short, so that the cost of an event shows: 128 of 1024 rows."""
     table, rows = torch.randn(1024, 512), torch.arange(128)
@@ -193,6 +201,7 @@ def view() -> Step:
 CASES = (
     Case("training step, high-priority job", "high", small_training),
     Case("training step, nothing to gate", "low", small_training, nothing_to_gate=True),
+    Case("forward pass, nothing to gate", "low", small_forward),
     Case("heavy op, open gate", "low", heavy_op),
     Case("add", "low", add),
     Case("view", "low", view),

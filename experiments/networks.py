@@ -99,6 +99,7 @@ class CachedDecoder(nn.Module):
 
     tokens: Tensor  # (batch,) the newest token of each sequence
     position: Tensor  # (1,) where the next key and value go
+    slots: Tensor  # (context,) 0, 1, 2 ...
 
     def __init__(self, shape: DecoderShape, batch: int) -> None:
         super().__init__()
@@ -154,8 +155,6 @@ class _CachedBlock(nn.Module):
         query, key, value = qkv.unbind(1)
         self.keys.index_copy_(2, position, key)
         self.values.index_copy_(2, position, value)
-        attended = nn.functional.scaled_dot_product_attention(
-            query, self.keys, self.values, attn_mask=visible
-        )
+        attended = nn.functional.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=visible)
         hidden = hidden + self.out(attended.reshape(batch, 1, width))
         return hidden + self.feed_forward(hidden)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any

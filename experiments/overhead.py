@@ -29,8 +29,8 @@ DEFAULT = {
 }
 BLOCK_S = 0.4
 LEAST_STEPS = 5  # in a block
-SETTLED_OPS = 25_000  # learning ends 20,000 ops after the last one of unknown cost
-MOST_SETTLING_ROUNDS = 50
+LEARNT_OPS = 25_000  # learning ends 20,000 ops after the last one of unknown cost
+MOST_LEARNING_ROUNDS = 50
 CALL_TIMEOUT_S = 120.0
 
 
@@ -67,7 +67,7 @@ class LoneJob:
     domain: str
 
     def attach(self, steps: int) -> None:
-        """Attach, and go on until Herald has learnt what it will."""
+        """Attach, and run as many steps as a block has."""
         self.channel.call(
             "attach",
             timeout_s=CALL_TIMEOUT_S,
@@ -77,12 +77,16 @@ class LoneJob:
             device=self.device,
             settle=steps,
         )
-        if self.role == "inference":
-            return  # nothing is learnt of a service
-        for _ in range(MOST_SETTLING_ROUNDS):
-            if self.channel.call("stats", timeout_s=CALL_TIMEOUT_S)["ops_seen"] > SETTLED_OPS:
-                return
+
+    def learn(self, steps: int) -> None:
+        """Be attached until Herald has learnt what it will. A process that attaches again has not forgotten it."""
+        self.attach(steps)
+        rounds = MOST_LEARNING_ROUNDS if self.role == "training" else 0  # nothing is learnt of a service
+        for _ in range(rounds):
+            if self.channel.call("stats", timeout_s=CALL_TIMEOUT_S)["ops_seen"] > LEARNT_OPS:
+                break
             self.block_s(steps)
+        self.detach()
 
     def detach(self) -> dict[str, Any]:
         """Leave Herald; the job's counters."""
@@ -92,15 +96,16 @@ class LoneJob:
         """Seconds per step over ``steps`` of them: the mean in training, where they overlap, else the median."""
         if self.role == "training":
             return float(self.channel.call("train", timeout_s=CALL_TIMEOUT_S, count=steps)["elapsed_s"]) / steps
-        return median(self.channel.call("steps", timeout_s=CALL_TIMEOUT_S, count=steps)["step_s"])
+        times_s: list[float] = self.channel.call("steps", timeout_s=CALL_TIMEOUT_S, count=steps)["step_s"]
+        return median(times_s)
 
 
 def run(
-    device: str, *, mps: bool, names: Sequence[str] | None, num_blocks: int, seed: int, log_dir: Path
+    device: str, *, mps: bool, names: Sequence[str] | None, num_pairs: int, seed: int, log_dir: Path
 ) -> Iterator[Row]:
     """A row per workload."""
-    if num_blocks < 1:
-        raise ConfigError(f"--blocks = {num_blocks}: give 1 or more pairs of blocks")
+    if num_pairs < 1:
+        raise ConfigError(f"--blocks = {num_pairs}: give 1 or more pairs of blocks")
     chosen = [workloads.get(name) for name in names or DEFAULT[device]]
     with ExitStack() as stack:
         pipe = str(stack.enter_context(private_mps("overhead")).pipe_dir) if mps else None
@@ -118,7 +123,7 @@ def run(
                 )
                 job = LoneJob(worker, workload.role, device, domain.name)
                 steps = max(LEAST_STEPS, round(BLOCK_S / job.block_s(LEAST_STEPS)))
-                blocks, stats = measured(job, steps, num_blocks)
+                blocks, stats = measured(job, steps, num_pairs)
             yield {
                 "workload": workload.name,
                 "role": workload.role,
@@ -136,6 +141,7 @@ def measured(job: LoneJob, steps: int, num_pairs: int) -> tuple[Blocks, dict[str
     """All blocks, and the counters of the job that was attached last. Attached blocks that meet share one job."""
     blocks = Blocks()
     stats: dict[str, Any] = {}
+    job.learn(steps)
     for pair in range(num_pairs):
         if pair % 2 == 0:
             blocks.off_s.append(job.block_s(steps))

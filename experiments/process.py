@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -23,6 +24,10 @@ _Key = TypeVar("_Key")
 
 class WorkerError(HeraldError):
     """A worker process failed, ended or did not answer in time."""
+
+
+class NoAnswer(WorkerError):
+    """It did not answer in time; its answer may still come."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Worker:
         try:
             line = self._answers.get(timeout=timeout_s)
         except queue.Empty:
-            raise self._error(f"gave no answer within {timeout_s:.0f} s") from None
+            raise NoAnswer(self._described(f"gave no answer within {timeout_s:g} s")) from None
         if line is None:
             raise self._error(f"ended with exit status {self._process.wait(_TERM_TIMEOUT_S)}")
         answer = json.loads(line)
@@ -114,10 +119,8 @@ class Worker:
     def close(self) -> None:
         """End the process: end of input, then SIGTERM, then SIGKILL."""
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended already
             self._process.stdin.close()
-        except OSError:
-            pass  # it has ended already
         for timeout_s, harder in ((_QUIT_TIMEOUT_S, self._process.terminate), (_TERM_TIMEOUT_S, self._process.kill)):
             try:
                 self._process.wait(timeout_s)
@@ -139,9 +142,12 @@ class Worker:
         self._answers.put(None)
 
     def _error(self, what: str) -> WorkerError:
+        return WorkerError(self._described(what))
+
+    def _described(self, what: str) -> str:
         tail = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         said = "; its last words:\n  " + "\n  ".join(tail) if tail else ""
-        return WorkerError(f"worker {self.launch.name!r} (pid {self.pid}) {what}{said}")
+        return f"worker {self.launch.name!r} (pid {self.pid}) {what}{said}"
 
 
 def call_all(

@@ -20,7 +20,10 @@ def write(paths: Sequence[Path], out: Path, *, over: str = "slo", console: Conso
     found = rows.read_all(paths)
     out.mkdir(parents=True, exist_ok=True)
     groups = analysis.groups(rows.of_kind(found, "colocation"))
-    verdict = [*analysis.verdict(groups), *(c for kind, read in READERS.items() for c in read(rows.of_kind(found, kind)))]
+    verdict = [
+        *analysis.verdict(groups),
+        *(c for kind, read in READERS.items() for c in read(rows.of_kind(found, kind))),
+    ]
     drawn = draw(groups, out, over=over)
     (out / "report.md").write_text(markdown(groups, verdict, drawn), encoding="utf-8")
     show(groups, verdict, console or Console(width=WIDTH))
@@ -75,9 +78,10 @@ def differences(group: Group) -> list[str]:
     """Request by request against the run alone, for Herald's settings."""
     return [
         f"{r.setting}: request by request against alone, median {r.inference.difference_p50_ms:+.2f} ms, "
-        f"p99 {r.inference.difference_p99_ms:+.2f} ms"
+        f"p99 {r.inference.difference_p99_ms:+.2f} ms; p99/alone of single repetitions "
+        f"{r.inference.p99_ratio_range[0]:.3f} to {r.inference.p99_ratio_range[1]:.3f}"
         for r in group.results
-        if r.setting.startswith("herald") and r.inference and r.inference.difference_p50_ms is not None
+        if r.setting.startswith("herald") and r.inference and r.inference.p99_ratio_range
     ]
 
 
@@ -131,8 +135,9 @@ def numerics(found: Sequence[Row]) -> list[Criterion]:
     return [
         Criterion(
             what=f"{row['workload']} on {row['device']}: losses bit-identical under a gate that opens and closes",
-            measured=f"{row['equal']} of {row['steps']} steps, {row['gate_waits']} waits",
-            passed=row["identical"],
+            measured=f"{row['equal']} of {row['steps']} steps; the gate closed {row['closes']} times"
+            + ("" if row["gated"] else ", but nothing waited for it"),
+            passed=row["identical"] and row["gated"],
         )
         for row in found
     ]
@@ -142,7 +147,8 @@ def faults(found: Sequence[Row]) -> list[Criterion]:
     """How long the others took to go on after a kill."""
     return [
         Criterion(
-            what=f"{row['case']} on {row['device']}{', MPS' if row['mps'] else ''}: others go on within {criteria.RECOVERY_S:g} s",
+            what=f"{row['case']} on {row['device']}{', MPS' if row['mps'] else ''}: "
+            f"others go on within {criteria.RECOVERY_S:g} s",
             measured=row["outcome"],
             passed=row["recovered"],
         )

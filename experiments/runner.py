@@ -1,7 +1,7 @@
 """`herald experiment colocation`: carries a plan out, resumes it, and appends one row per run."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
@@ -23,8 +23,9 @@ from herald.scheduler.mps import MpsServer
 
 KIND = "colocation"
 FILE_NAME = "colocation.jsonl"
-ROW_OVERHEAD_S = 5.0  # attach, settle, barrier, detach
-START_OVERHEAD_S = 30.0  # the processes of a pair, and MPS
+START_S = 15.0  # a process: imports, CUDA context, graph capture, warm-up
+RUN_OVERHEAD_S = 4.0  # attach, settle, barrier, detach
+END_S = 10.0  # all processes and MPS
 
 
 class OutOfTime(HeraldError):
@@ -61,26 +62,21 @@ class Runner:
         """Do what is not done yet; returns the number of new rows. Raises OutOfTime, or HeraldError naming failures."""
         todo = self._todo()
         self._check_slo(todo)
-        num_done = 0
+        num_before = len(self._rows)
         for (mps, _), group in groupby(todo, key=lambda run: (run.setting.mps, run.pair)):
-            for row in self._measure(list(group), mps=mps):
-                rows.append(self.path, [row])
-                self._rows.append(row)
-                num_done += 1
-                self._say(f"[{num_done}/{len(todo)}] {told(row)}")
+            self._measure(list(group), mps=mps)
         if self.failures:
             raise HeraldError(
                 f"{len(self.failures)} runs failed (the others are in {self.path}):\n" + "\n".join(self.failures)
             )
-        return num_done
+        return len(self._rows) - num_before
 
     def _todo(self) -> list[PlannedRun]:
         done = [row["key"] for row in self._rows]
         return [run for run in plan(self.experiment) if asdict(run.key) not in done]
 
-    def _measure(self, runs: Sequence[PlannedRun], *, mps: bool) -> Iterator[Row]:
+    def _measure(self, runs: Sequence[PlannedRun], *, mps: bool) -> None:
         """The rows of one pair in one MPS state, its processes kept alive between them."""
-        self._check_time(START_OVERHEAD_S + self.experiment.seconds + ROW_OVERHEAD_S)
         with ExitStack() as stack:
             server = stack.enter_context(private_mps("colocation")) if mps else None
             pipe = str(server.pipe_dir) if server else None
@@ -88,7 +84,7 @@ class Runner:
             stack.enter_context(crew)
             domains = _Domains(stack, self._log_dir)
             for run in runs:
-                self._check_time(self.experiment.seconds + ROW_OVERHEAD_S)
+                self._check_time(crew.num_missing(run.setting))
                 try:
                     row = self._row(run, crew, domains)
                     if server:
@@ -98,7 +94,12 @@ class Runner:
                     self._say(f"failed: {self.failures[-1]}")
                     crew.close()
                 else:
-                    yield row
+                    self._keep(row)
+
+    def _keep(self, row: Row) -> None:
+        rows.append(self.path, [row])
+        self._rows.append(row)
+        self._say(told(row))
 
     def _row(self, run: PlannedRun, crew: Crew, domains: "_Domains") -> Row:
         slo_ms = self._slo_ms(run)
@@ -142,7 +143,8 @@ class Runner:
                     "from which it follows, or give one, as in --slo 50ms"
                 )
 
-    def _check_time(self, needed_s: float) -> None:
+    def _check_time(self, num_starts: int) -> None:
+        needed_s = num_starts * START_S + self.experiment.seconds + RUN_OVERHEAD_S + END_S
         if self._clock_s() + needed_s > self._end_s:
             raise OutOfTime(
                 f"--time-limit: the next run needs {needed_s:.0f} s and there are fewer; the rows so far are in "

@@ -13,8 +13,8 @@ from herald.experiments.process import Channel, call_all
 from herald.experiments.roles import PRIORITY, Role
 from herald.experiments.settings import Setting
 
-SETTLE_STEPS = 20  # with nobody in the way, after attaching: what Herald learns is not what is measured
-START_DELAY_S = 0.5  # both jobs have their command and sleep when the start comes
+SETTLE_STEPS = 8  # with nobody in the way, after attaching: what Herald learns is not what is measured
+START_DELAY_S = 0.3  # both jobs have their command and sleep when the start comes
 ATTACH_TIMEOUT_S = 120.0
 RUN_GRACE_S = 60.0  # beyond the duration, for a backlog of requests
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from queue import SimpleQueue
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 IDLE_FLAG = "--idle-class"
 
@@ -71,7 +71,9 @@ class Session:
             "num_threads": torch.get_num_threads(),
         }
 
-    def attach(self, domain: str, priority: str, slo: str | None, device: str, settle: int) -> dict[str, object]:
+    def attach(
+        self, domain: str, priority: Literal["high", "low"], slo: str | None, device: str, settle: int
+    ) -> dict[str, object]:
         """Take part in Herald, then run ``settle`` steps with nobody in the way, so that it knows the ops.
 
         May come before `load`: a program that captures a CUDA graph is to capture it attached.

@@ -5,7 +5,7 @@ device: the caller decides when to wait (see `completion`), so that a request ca
 enqueued while its latency is measured to completion. Everything follows from the seed. Nothing here knows Herald.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from herald.errors import ConfigError
-from herald.experiments import networks
+from herald.experiments import loading, networks
 from herald.experiments.roles import Role
 
 
@@ -127,6 +127,18 @@ class Training:
         return loss.detach()
 
 
+class LoadedTraining:
+    """The same training on batches that loader processes prepare."""
+
+    def __init__(self, training: Training, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self.training = training
+        self.batches = batches
+
+    def step(self) -> Tensor:
+        """Take the next batch, perhaps after waiting for it, and train on it."""
+        return self.training.train_on(*next(self.batches))
+
+
 class GraphTraining:
     """The same training with the whole step captured in one CUDA graph."""
 
@@ -146,7 +158,7 @@ class GraphTraining:
 
 def _captured(function: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]:
     """``function`` as a CUDA graph: calling the result replays it and returns its static output."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # libraries choose kernels and allocate workspaces outside the capture
         for _ in range(warmup):
@@ -185,10 +197,18 @@ def _cpu_transformer(device: torch.device) -> Program:
 def _vgg16(shape: networks.VggShape, batch: int) -> Callable[[torch.device], Training]:
     def build(device: torch.device) -> Training:
         batches = [
-            (torch.randn(batch, 3, shape.image, shape.image), torch.randint(shape.classes, (batch,)))
-            for _ in range(4)
+            (torch.randn(batch, 3, shape.image, shape.image), torch.randint(shape.classes, (batch,))) for _ in range(4)
         ]
         return Training(networks.vgg(shape), batches, device, rate=0.001)
+
+    return build
+
+
+def _loaded_vgg16(shape: networks.VggShape, batch: int, num_loaders: int) -> Callable[[torch.device], Program]:
+    def build(device: torch.device) -> Program:
+        augmentation = loading.Augmentation(raw_side=4 * shape.image, side=shape.image)
+        images = loading.SyntheticImages(augmentation, shape.classes, seed=torch.initial_seed())
+        return LoadedTraining(_vgg16(shape, batch)(device), loading.batches(images, batch, num_loaders))
 
     return build
 
@@ -247,6 +267,13 @@ WORKLOADS: Mapping[str, Workload] = {
             ("cpu", "cuda"),
             "VGG16 at 1/4 width, 32x32, batch 16",
             _vgg16(networks.VGG16_SMALL, 16),
+        ),
+        Workload(
+            "cpu-vgg-loaders",
+            "training",
+            ("cpu",),
+            "VGG16 at 1/4 width, 32x32, batch 16, images prepared by two loader processes",
+            _loaded_vgg16(networks.VGG16_SMALL, 16, num_loaders=2),
         ),
         Workload(
             "cpu-rnnlm",
