@@ -73,7 +73,9 @@ class Worker:
                 stderr=log,
                 env={**os.environ, **dict(launch.env)},
                 text=True,
-                start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
+                # Ctrl-C is for the parent, which then ends its workers. A group, not a session: Linux shares the CPU
+                # between sessions first (autogroup), and SCHED_IDLE has no meaning beyond its own.
+                process_group=0,
             )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()

@@ -139,15 +139,17 @@ class HighJob(_AttachedJob):
 
     priority = "high"
 
-    def __init__(self, table: Table, device: JobDevice, model: "torch.nn.Module | None", **identity: object) -> None:
-        self._slo_ns = int(identity.get("slo_ns") or 0)  # type: ignore[call-overload]
+    def __init__(
+        self, table: Table, device: JobDevice, model: "torch.nn.Module | None", *, name: str, slo_ns: int, target: float
+    ) -> None:
+        self._slo_ns = slo_ns
         self._explicit = 0
         self._explicit_lock = threading.Lock()
         self._inside = threading.local()
         self._model = model
         self._forward: ForwardRequests | None = None
         self._handle = 0
-        super().__init__(table, device, **identity)  # type: ignore[arg-type]
+        super().__init__(table, device, name=name, slo_ns=slo_ns, target=target)
 
     @override
     def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
