@@ -3,14 +3,17 @@
     import herald
     herald.attach(model, priority="low")                   # in the training script: that is all
     herald.attach(model, priority="high", slo="50ms")      # in the service: each outermost forward is a request
+    herald.profile(step).save("vgg16.profile.json")        # offline: what every op of a job needs
 
 Importing this package imports no torch; `attach` does.
 """
 
-from herald.errors import AttachError, BuildError, ConfigError, DaemonError, HeraldError, TableError
+from herald.errors import AttachError, BuildError, ConfigError, DaemonError, HeraldError, ProfileError, TableError
 from herald.hooks.attach import attach
 from herald.hooks.job import Job
+from herald.hooks.profiler import profile
 from herald.hooks.requests import Request
+from herald.profiles import Profile
 from herald.table import Histogram, JobView
 
 __version__ = "0.1.0"
@@ -24,7 +27,10 @@ __all__ = [
     "Histogram",
     "Job",
     "JobView",
+    "Profile",
+    "ProfileError",
     "Request",
     "TableError",
     "attach",
+    "profile",
 ]

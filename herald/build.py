@@ -73,7 +73,7 @@ def hook_library() -> Library:
     return Library(
         "herald_hook",
         f"the op hook for torch {torch.__version__}",
-        (home / "ophook.cpp", home / "jobs.cpp"),
+        (home / "ophook.cpp", home / "jobs.cpp", home / "recorder.cpp"),
         (*sorted(home.glob("*.hpp")), _CORE / "table.hpp"),
         flags=(
             "-DNDEBUG",  # as torch itself is built: it changes the layout of RecordFunction

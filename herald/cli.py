@@ -34,10 +34,13 @@ COMMANDS = (
     Command("demo", "herald.experiments.cli", "colocate inference and training here, and show what Herald does"),
     Command("daemon", "herald.scheduler.daemon", "own a domain: policy, limits, MPS"),
     Command("run", "herald.bootstrap", "run a program as a job of a domain, unmodified"),
+    Command("profile", "herald.profiling", "measure every op of a job, for its graph and its classes"),
+    Command("graph", "herald.graph_command", "show the data flow of a profile: summary, GraphML, JSON, pictures"),
     Command("status", "herald.status", "show a domain: daemon, jobs, SLO attainment"),
     Command("doctor", "herald.doctor", "check what this machine can do, and say what to do about each no"),
     Command("build", "herald.housekeeping", "build the native libraries ahead of time"),
     Command("reset", "herald.housekeeping", "remove a domain's shared table"),
+    Command("calibrate", "herald.experiments.calibration.command", "measure what ops do to a request beside them"),
     Command("experiment", "herald.experiments.cli", "measure colocations and report on them"),
 )
 

@@ -11,6 +11,10 @@ that name exists is for the daemon to say. A Config never changes, and unknown k
     max_hold = "10s"              # the longest that one request may hold training back
     floor = 0.05                  # share of time that training gets however long the holds are
     quantum = "250us"             # predicted heavy time between two waits of a gated stream
+    [classes]
+    light = "5%"                  # an op that delays a concurrent request by less is light; "0%": every op takes turns
+    [metrics]
+    listen = "127.0.0.1:9464"     # the daemon serves Prometheus metrics there; default: nowhere
     [jobs.chat]
     priority = "high"
     slo = "50ms"
@@ -54,6 +58,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class ClassesConfig:
+    """[classes]: which ops are light, as the harm that they may do."""
+
+    light_percent: float = 5.0  # delay of a concurrent request; 0: nothing is light
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """[metrics]: where the daemon serves them, unencrypted and to whoever asks; None: nowhere."""
+
+    listen: tuple[str, int] | None = None  # host, port
+
+
+@dataclass(frozen=True)
 class JobConfig:
     """[jobs.NAME]: what is known of a job before it attaches. None leaves it to `herald.attach`."""
 
@@ -72,6 +90,8 @@ class Config:
     policy: str = DEFAULT_POLICY
     mps: MpsConfig = MpsConfig()
     limits: Limits = Limits()
+    classes: ClassesConfig = ClassesConfig()
+    metrics: MetricsConfig = MetricsConfig()
     jobs: Mapping[str, JobConfig] = field(default_factory=lambda: MappingProxyType({}))
 
     def job(self, name: str) -> JobConfig:
@@ -110,9 +130,11 @@ def load(path: str | Path) -> Config:
 
 def parse(document: Mapping[str, object], *, source: str = "<config>") -> Config:
     """Check a parsed document. Raises ConfigError like `load`."""
-    root = _Section(source, (), document, allowed=("domain", "policy", "mps", "limits", "jobs"))
+    root = _Section(source, (), document, allowed=("domain", "policy", "mps", "limits", "classes", "metrics", "jobs"))
     mps = root.section("mps", allowed=("enabled",))
     limits = root.section("limits", allowed=("max_hold", "floor", "quantum"))
+    classes = root.section("classes", allowed=("light",))
+    metrics = root.section("metrics", allowed=("listen",))
     jobs = root.section("jobs", allowed=None)
     return Config(
         source=source,
@@ -124,6 +146,8 @@ def parse(document: Mapping[str, object], *, source: str = "<config>") -> Config
             floor=limits.get("floor", Limits.floor, _floor),
             quantum_ns=limits.get("quantum", Limits.quantum_ns, _quantum_ns),
         ),
+        classes=ClassesConfig(light_percent=classes.get("light", ClassesConfig.light_percent, _percent)),
+        metrics=MetricsConfig(listen=metrics.get("listen", None, _address)),
         jobs=MappingProxyType({name: _job(jobs, name) for name in jobs.values}),
     )
 
@@ -232,6 +256,26 @@ def _quantum_ns(key: str, value: object) -> int:
     if not 10_000 <= quantum_ns <= 100_000_000:
         raise _wrong(key, value, "from '10us' to '100ms': less costs more waits, more holds requests up longer")
     return quantum_ns
+
+
+def _percent(key: str, value: object) -> float:
+    allowed = 'a percentage in quotes from "0%" to "100%", such as "5%"'
+    if not isinstance(value, str) or not value.endswith("%"):
+        raise _wrong(key, value, allowed)
+    try:
+        percent = float(value[:-1])
+    except ValueError:
+        raise _wrong(key, value, allowed) from None
+    if not 0 <= percent <= 100:
+        raise _wrong(key, value, allowed)
+    return percent
+
+
+def _address(key: str, value: object) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise _wrong(key, value, '"HOST:PORT" with a port from 1 to 65535, such as "127.0.0.1:9464"')
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _target(key: str, value: object) -> float:

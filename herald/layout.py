@@ -6,10 +6,11 @@ A test compares the two, field by field. Nothing here reads or writes; who may w
 import ctypes
 
 MAGIC = 0x31304C4152454811
-VERSION = 1
+VERSION = 2
 MAX_JOBS = 64
 MAX_DEVICES = 16
 NUM_CLASSES = 4
+CLASS_ATTACHED = 0  # no gate: a bit for every high-priority job of the device
 CLASS_HEAVY = 1
 GATE_STRIDE_BYTES = 64
 HISTOGRAM_BUCKETS = 512
@@ -90,12 +91,15 @@ class JobRow(ctypes.Structure):
         ("_pad0", ctypes.c_char * 24),
         ("lead_ns", _i64),
         ("queue_limit", _u32),
-        ("_pad1", ctypes.c_char * 52),
+        ("inflation_ppm", _u32),
+        ("margin_ns", _i64),
+        ("quantile_ppm", _u32),
+        ("_pad1", ctypes.c_char * 36),
         ("heartbeat_ns", _u64),
         ("hold_since_ns", _u64),
         ("oldest_deadline_ns", _i64),
         ("open_requests", _u32),
-        ("reserved", _u32),
+        ("progress_ppm", _u32),
         ("requests_begun", _u64),
         ("requests_done", _u64),
         ("slo_met", _u64),
@@ -103,7 +107,10 @@ class JobRow(ctypes.Structure):
         ("closes", _u64),
         ("held_ns", _u64),
         ("requests_overdue", _u64),
-        ("_pad2", ctypes.c_char * 40),
+        ("remaining_ns", _i64),
+        ("progress_scored", _u64),
+        ("progress_error_ppm", _u64),
+        ("_pad2", ctypes.c_char * 16),
         ("ops_seen", _u64),
         ("ops_unknown", _u64),
         ("gate_points", _u64),
@@ -113,7 +120,11 @@ class JobRow(ctypes.Structure):
         ("light_ns", _u64),
         ("longest_op_ns", _u64),
         ("throttle_ns", _u64),
-        ("_pad3", ctypes.c_char * 56),
+        ("armed", _u32),
+        ("_reserved2", _u32),
+        ("sampled_ns", _u64),
+        ("covered_ns", _u64),
+        ("_pad3", ctypes.c_char * 32),
         ("latency", _u32 * HISTOGRAM_BUCKETS),
         ("service", _u32 * HISTOGRAM_BUCKETS),
     )

@@ -46,6 +46,9 @@ class JobStatus:
     p99_ns: int | None
     requests_done: int
     requests_open: int
+    remaining_ns: int | None  # predicted, of the open request with the earliest deadline
+    progress: float | None  # of that request, 0..1
+    progress_error: float | None  # of the predicted remaining time at the middle of finished requests
     plan: str | None
     infeasible_below_ns: int | None  # set where the SLO is lower than what can be guaranteed
     gate_points: int
@@ -112,7 +115,10 @@ def _job(job: JobView, needed_ns: int | None) -> JobStatus:
         p99_ns=job.latency.quantile(0.99),
         requests_done=job.requests_done,
         requests_open=job.open_requests,
-        plan=describe(Plan(job.lead_ns, job.queue_limit)) if job.priority == "high" else None,
+        remaining_ns=job.remaining_ns if job.remaining_ns >= 0 else None,
+        progress=job.progress_ppm / 1e6 if job.remaining_ns >= 0 else None,
+        progress_error=job.progress_error,
+        plan=describe(Plan.of(job)) if job.priority == "high" else None,
         infeasible_below_ns=needed_ns,
         gate_points=job.gate_points,
         gate_waits=job.gate_waits,
@@ -131,7 +137,7 @@ def render(status: Status, console: Console) -> None:
     if services:
         console.print(_service_grid(services))
     for job in services:
-        console.print(f"{job.name}: {job.plan}{_warning(job)}", highlight=False)
+        console.print(f"{job.name}: {job.plan}{_prediction(job)}{_warning(job)}", highlight=False)
     if trainers:
         console.print(_trainer_grid(trainers))
     if not status.jobs:
@@ -145,6 +151,12 @@ def _daemon_line(daemon: DaemonStatus) -> str:
     return f"{daemon.state}{late}: policy {daemon.policy}, pid {daemon.pid} on {daemon.host}"
 
 
+def _prediction(job: JobStatus) -> str:
+    if job.progress_error is None:
+        return ""
+    return f"; at the middle of a request, its remaining time was off by {job.progress_error:.0%} on average"
+
+
 def _warning(job: JobStatus) -> str:
     if job.infeasible_below_ns is None:
         return ""
@@ -152,7 +164,7 @@ def _warning(job: JobStatus) -> str:
 
 
 def _service_grid(jobs: list[JobStatus]) -> Grid:
-    grid = Grid("inference", "device", "SLO", "met", "p50", "p99", "done", "open", box=None, pad_edge=False)
+    grid = Grid("inference", "device", "SLO", "met", "p50", "p99", "done", "open", "left", box=None, pad_edge=False)
     for job in jobs:
         grid.add_row(
             job.name,
@@ -163,6 +175,7 @@ def _service_grid(jobs: list[JobStatus]) -> Grid:
             _duration(job.p99_ns),
             str(job.requests_done),
             str(job.requests_open),
+            _duration(job.remaining_ns),
         )
     return grid
 

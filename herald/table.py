@@ -95,6 +95,9 @@ class JobView:
     heartbeat_ns: int
     lead_ns: int
     queue_limit: int
+    inflation_ppm: int  # 0: the lead does not follow progress
+    margin_ns: int
+    quantile_ppm: int
     open_requests: int
     oldest_deadline_ns: int
     hold_since_ns: int
@@ -105,6 +108,10 @@ class JobView:
     closes: int
     held_ns: int
     requests_overdue: int
+    remaining_ns: int  # predicted, of the open request with the earliest deadline; -1: not known
+    progress_ppm: int  # done of that request, in millionths
+    progress_scored: int
+    progress_error_ppm: int  # sum
     ops_seen: int
     ops_unknown: int
     gate_points: int
@@ -114,13 +121,16 @@ class JobView:
     light_ns: int
     longest_op_ns: int
     throttle_ns: int
+    armed: int  # low priority: 1 while the hook is on, 0 while it rests for want of services
+    sampled_ns: int
+    covered_ns: int
     latency: Histogram
     service: Histogram
 
     @classmethod
     def empty(cls, name: str, priority: str) -> Self:
         """The view of a job that has no row."""
-        plain = dict.fromkeys(_PLAIN_FIELDS, 0)
+        plain = dict.fromkeys(_PLAIN_FIELDS, 0) | {"remaining_ns": -1}
         none = Histogram(np.zeros(layout.HISTOGRAM_BUCKETS, dtype=np.uint32))
         return cls(
             row=-1, name=name, priority=priority, device="", mps=False, target=0.0, latency=none, service=none, **plain
@@ -133,10 +143,21 @@ class JobView:
         return self.slo_met / judged if judged else None
 
     @property
+    def progress_error(self) -> float | None:
+        """How wrong the predicted remaining time was at the middle of finished requests; None before any.
+
+        The mean of |predicted - actual| / actual. (Half of it in shares of the whole request.)
+        """
+        return self.progress_error_ppm / 1e6 / self.progress_scored if self.progress_scored else None
+
+    @property
     def coverage(self) -> float | None:
-        """Share of this job's predicted device time that passed the gate; None before any."""
-        seen = self.gated_ns + self.light_ns
-        return self.gated_ns / seen if seen else None
+        """Share of this job's device time that passed the gate, from samples; None while there are none.
+
+        A sample is a stretch of a stream that was never idle: the predicted time of the ops that passed, over the
+        measured time of the stretch. What no op event announced makes it small; a wrong prediction makes it wrong.
+        """
+        return min(1.0, self.covered_ns / self.sampled_ns) if self.sampled_ns else None
 
 
 class DomainLock:
@@ -332,6 +353,19 @@ class Table:
             )
         return slot
 
+    def wait_until_armed(self, row: int, limit_s: float) -> bool:
+        """Until the hooks of all low-priority jobs on the device of ``row`` are on; False if one is not in time.
+
+        Trainers' hooks rest while nobody could close their gate. From then on what they launch waits.
+        """
+        device = self.job(row).device
+        deadline = time.monotonic() + limit_s
+        while any(job.priority == "low" and job.device == device and not job.armed for job in self.jobs()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
     def release(self, row: int) -> None:
         """Give a row of this process back; its gate bit opens."""
         # Record locks do not keep threads apart: no claim of this process may come between freeing and unlocking.
@@ -396,9 +430,26 @@ class Table:
             return bool(self.header.daemon_pid)
         return self._lock.runs_daemon or self._lock.is_held(layout.DAEMON_BYTE)
 
-    def publish_plan(self, row: int, generation: int, lead_ns: int, queue_limit: int) -> None:
-        """Daemon only: how the job of that row and generation closes its gate from now on."""
-        self._lib.herald_table_plan(self.address, row, generation, lead_ns, min(queue_limit, layout.NO_QUEUE_LIMIT))
+    def publish_plan(
+        self,
+        row: int,
+        generation: int,
+        lead_ns: int,
+        queue_limit: int,
+        *,
+        margin_ns: int = 0,
+        inflation_ppm: int = 0,
+        quantile_ppm: int = 0,
+    ) -> None:
+        """Daemon only: how the job of that row and generation closes its gate from now on.
+
+        With ``inflation_ppm``, a request whose progress is known has the lead ``margin_ns`` + that quantile of its
+        remaining time x ``inflation_ppm`` / 10^6.
+        """
+        limit = min(queue_limit, layout.NO_QUEUE_LIMIT)
+        self._lib.herald_table_plan(
+            self.address, row, generation, lead_ns, limit, margin_ns, inflation_ppm, quantile_ppm
+        )
 
     def publish_limits(self, *, max_hold_ns: int, breather_ns: int, quantum_ns: int) -> None:
         """Daemon only: the longest hold of a gate, the pause after it, heavy device time between two waits (ns)."""

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,7 +19,7 @@ from typing_extensions import override
 
 from herald.durations import parse_duration
 from herald.errors import AttachError, ConfigError, TableError
-from herald.hooks import devices, learned, native
+from herald.hooks import devices, launches, learned, native
 from herald.hooks.devices import JobDevice
 from herald.hooks.requests import ForwardRequests, Request, arrival_ns
 from herald.native import process_token
@@ -26,6 +27,8 @@ from herald.table import JobView, Table
 
 if TYPE_CHECKING:
     import torch
+
+    from herald.hooks.checkpoints import Checkpoints
 
 
 class Job(ABC):
@@ -58,6 +61,13 @@ class Job(ABC):
     def request(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
         """`begin`, for use in a ``with`` block: the request ends with the block, also by an exception."""
         return self.begin(arrival=arrival, slo=slo)
+
+    def observe_progress(self, on: bool = True) -> None:
+        """Follow the progress of every request on a GPU, also where the plan has no use for it (for measurements).
+
+        Without, a request's progress is looked at only under a plan that reckons with it. A low-priority job has none.
+        """
+        del on
 
     def save_profile(self, path: str | Path) -> None:
         """Write what was learnt of op costs, for `attach(profile=...)`. Raises ConfigError."""
@@ -148,6 +158,8 @@ class HighJob(_AttachedJob):
         self._inside = threading.local()
         self._model = model
         self._forward: ForwardRequests | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._step = _Step(self)
         self._handle = 0
         super().__init__(table, device, name=name, slo_ns=slo_ns, target=target)
 
@@ -159,22 +171,34 @@ class HighJob(_AttachedJob):
             self._explicit += 1
         return Request(self, self._begin(arrived, slo_ns))
 
-    def end_request(self, slot: int) -> None:
+    def end_request(self, request: int) -> None:
         """Called by `Request.end`, once."""
         with self._explicit_lock:
             self._explicit -= 1
-        native.hook().herald_request_end(self._handle, slot)
+        native.hook().herald_request_end(self._handle, request)
+
+    def step_request(self, request: int) -> None:
+        """Called by `Request.step`."""
+        native.hook().herald_request_step(self._handle, request)
+
+    @override
+    def observe_progress(self, on: bool = True) -> None:
+        native.hook().herald_observe(self._handle, on)
 
     def _begin(self, arrived_ns: int, slo_ns: int) -> int:
         return int(native.hook().herald_request_begin(self._handle, arrived_ns, slo_ns))
 
-    def _begin_forward(self) -> Request | None:
-        """A request for a forward that nothing else accounts for."""
-        native.hook().herald_mark_serving()  # also where the request was begun by another thread
-        if self._explicit or getattr(self._inside, "forward", False):
+    def _begin_forward(self) -> "Request | _Step | None":
+        """What an outermost forward is: a request that nothing else accounts for, or a step of an explicit one."""
+        if getattr(self._inside, "forward", False):
             return None
         self._inside.forward = True
-        return Request(_ForwardEnd(self), self._begin(0, self._slo_ns))
+        if self._checkpoints is not None:
+            self._checkpoints.before_forward()
+        if self._explicit:
+            native.hook().herald_forward_begin(self._handle)
+            return self._step
+        return Request(self._step, self._begin(0, self._slo_ns))
 
     def _start(self) -> None:
         error = ctypes.create_string_buffer(native.ERROR_BYTES)
@@ -190,8 +214,11 @@ class HighJob(_AttachedJob):
         )
         if not self._handle:
             raise AttachError(f"requests cannot be watched: {error.value.decode()}; see `herald doctor`")
+        self._table.wait_until_armed(self._row, _ARMING_S)
         try:
-            self._forward = ForwardRequests(self._model, self._begin_forward) if self._model is not None else None
+            if self._model is not None:
+                self._forward = ForwardRequests(self._model, self._begin_forward)
+                self._checkpoints = self._make_checkpoints(self._model)
         except Exception as e:
             native.hook().herald_high_detach(self._handle)
             if isinstance(e, AttachError):
@@ -201,9 +228,24 @@ class HighJob(_AttachedJob):
                 "say where a request begins and ends with job.request()"
             ) from e
 
+    def _make_checkpoints(self, model: "torch.nn.Module") -> "Checkpoints":
+        import torch
+
+        from herald.hooks.checkpoints import Checkpoints
+
+        index = self._device.cuda_index
+        return Checkpoints(
+            model,
+            device=torch.device("cpu") if index is None else torch.device("cuda", index),
+            mark=partial(native.hook().herald_checkpoint, self._handle),
+            changed=partial(native.hook().herald_checkpoints_changed, self._handle),
+        )
+
     def _stop(self) -> None:
         if self._forward is not None:
             self._forward.remove()
+        if self._checkpoints is not None:
+            self._checkpoints.remove()
         native.hook().herald_high_detach(self._handle)
 
     def forget(self) -> None:
@@ -211,15 +253,30 @@ class HighJob(_AttachedJob):
         self._handle = 0
 
 
-class _ForwardEnd:
-    """Ends an automatic request and lets the thread's next forward be one again."""
+class _Step:
+    """The end of an outermost forward: of a step of an explicit request, or of an automatic one."""
 
     def __init__(self, job: HighJob) -> None:
         self._job = job
 
-    def end_request(self, slot: int) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        native.hook().herald_forward_end(self._job._handle)
+        self._forward_is_over()
+
+    def end_request(self, request: int) -> None:
+        native.hook().herald_request_end(self._job._handle, request)
+        self._forward_is_over()
+
+    def step_request(self, request: int) -> None:
+        del request  # an automatic request is a single step
+
+    def _forward_is_over(self) -> None:
         self._job._inside.forward = False
-        native.hook().herald_request_end(self._job._handle, slot)
+        if self._job._checkpoints is not None:
+            self._job._checkpoints.after_forward()
 
 
 class LowJob(_AttachedJob):
@@ -254,8 +311,10 @@ class LowJob(_AttachedJob):
         )
         if not ok:
             raise AttachError(f"ops cannot be gated: {error.value.decode()}; see `herald doctor`")
+        launches.start(gate=str(self._table.address))
 
     def _stop(self) -> None:
+        launches.stop(gate=str(self._table.address))
         native.hook().herald_low_detach()
 
     @override
@@ -304,9 +363,14 @@ class DisabledJob(Job):
 
 
 class _NoJob:
-    def end_request(self, slot: int) -> None:
-        del slot
+    def end_request(self, request: int) -> None:
+        del request
 
+    def step_request(self, request: int) -> None:
+        del request
+
+
+_ARMING_S = 0.2  # a trainer's agent looks every 10 ms; one that is stopped or dying is not waited for
 
 _log = logging.getLogger("herald")
 _jobs: set[_AttachedJob] = set()

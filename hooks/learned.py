@@ -1,14 +1,15 @@
-"""Moves op costs between the native hook and `herald.costs`."""
+"""Moves op costs between the native hook and `herald.profiles`."""
 
 import ctypes
 import platform
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from herald.costs import OpCost, OpCosts
 from herald.hooks import native
+from herald.profiles import OpKind, OpProfile, Profile
 
-_KINDS = ("unknown", "none", "light", "heavy")
+_KINDS: tuple[OpKind, ...] = ("unknown", "none", "light", "heavy")
 
 
 def device_description(cuda_index: int | None) -> str:
@@ -24,18 +25,19 @@ def load(path: str | Path, device: str) -> None:
     """Teach the hook the costs of a file. Raises ConfigError; nothing is taught from a bad file."""
     import torch
 
-    for op in OpCosts.load(path, device=device, torch=torch.__version__).ops:
-        native.hook().herald_costs_set(op.key, op.self_ns, op.numel, op.signature.encode())
+    for op in Profile.load(path, device=device, torch=torch.__version__).ops:
+        native.hook().herald_costs_set(op.key, op.self_ns, op.numel, _KINDS.index(op.kind), op.signature.encode())
 
 
 def save(path: str | Path, device: str) -> None:
     """Write the costs of all ops whose time is known. Raises ConfigError."""
     import torch
 
-    OpCosts(device, torch.__version__, tuple(op for op in known() if op.kind != "unknown")).save(path)
+    timed = tuple(op for op in known() if op.kind != "unknown")
+    Profile(device, None, torch.__version__, timed, created=now()).save(path)
 
 
-def known() -> Iterator[OpCost]:
+def known() -> Iterator[OpProfile]:
     """All signatures seen so far in this process, in the order of first sight."""
     key, numel = ctypes.c_uint64(), ctypes.c_uint64()
     self_ns, samples, kind = ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_uint32()
@@ -43,8 +45,13 @@ def known() -> Iterator[OpCost]:
     index = 0
     while native.hook().herald_costs_at(index, key, self_ns, samples, kind, numel, text, native.TEXT_BYTES):
         signature = text.value.decode(errors="replace")
-        yield OpCost(signature, key.value, self_ns.value, numel.value, _KINDS[kind.value])
+        yield OpProfile(signature, key.value, self_ns.value, numel.value, kind=_KINDS[kind.value])
         index += 1
+
+
+def now() -> str:
+    """When a profile is made: UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _cpu_model() -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from herald.errors import AttachError, ConfigError
@@ -19,22 +20,33 @@ _MOST_FUTURE_S = 60.0  # arrivals may be stamped ahead by a load generator, not 
 class Ends(Protocol):
     """What a request needs of its job."""
 
-    def end_request(self, slot: int) -> None:
+    def end_request(self, request: int) -> None:
         """The request's work is enqueued on the current stream (CUDA) or done (CPU)."""
+
+    def step_request(self, request: int) -> None:
+        """One more step of it is."""
 
 
 class Request:
     """One open request. End it once, from any thread, on the stream that did its work; ending again does nothing."""
 
-    def __init__(self, job: Ends, slot: int) -> None:
+    def __init__(self, job: Ends, number: int) -> None:
         self._job = job
-        self._slot = slot
+        self._number = number
         self._open = threading.Lock()  # taken by the first end, never released
 
     def end(self) -> None:
         """Say that all work of the request is enqueued (CUDA) or done (CPU). Never waits for the GPU."""
         if self._open.acquire(blocking=False):
-            self._job.end_request(self._slot)
+            self._job.end_request(self._number)
+
+    def step(self) -> None:
+        """Say that one step of a request of several (a token, a graph replay) is enqueued (CUDA) or done (CPU).
+
+        Lets Herald predict what remains of it. Forwards of the attached model count by themselves.
+        """
+        if not self._open.locked():
+            self._job.step_request(self._number)
 
     def __del__(self) -> None:
         # A request that was lost (a cancelled client, an exception before `end`) must not hold the gate.
@@ -58,13 +70,13 @@ def arrival_ns(arrival: float | None) -> int:
 
 
 class ForwardRequests:
-    """Makes each outermost forward of a model a request, until it is removed.
+    """Runs each outermost forward of a model within what ``begin`` returns (a request, a step), until it is removed.
 
     It stands in for the instance's ``forward``: that catches ``model(x)``, ``model.forward(x)`` and compiled modules,
     and try/finally catches exceptions, where forward hooks miss one or the other.
     """
 
-    def __init__(self, model: "torch.nn.Module", begin: Callable[[], Request | None]) -> None:
+    def __init__(self, model: "torch.nn.Module", begin: Callable[[], AbstractContextManager[object] | None]) -> None:
         if isinstance(model.__dict__.get("forward"), _wrapper_class()):
             raise AttachError(f"this {type(model).__name__} is attached already: detach its job first")
         self._model = model
@@ -95,7 +107,7 @@ def _wrapper_class() -> Any:
     import torch
 
     class RequestForward:
-        def __init__(self, original: Callable[..., Any], begin: Callable[[], Request | None] | None) -> None:
+        def __init__(self, original: Callable[..., Any], begin: Callable[[], Any] | None) -> None:
             self.original = original
             self.begin = begin
             functools.update_wrapper(self, original)  # its signature is asked for, by `generate` for one

@@ -8,12 +8,12 @@ imports torch.
 import argparse
 import logging
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from herald.config import Config, Limits, choose_domain, find
+from herald.config import Config, Limits, MetricsConfig, choose_domain, find
 from herald.durations import format_ns
 from herald.errors import TableError
 from herald.layout import LEAD_ALWAYS, LEAD_NEVER, NO_QUEUE_LIMIT
@@ -21,7 +21,7 @@ from herald.scheduler import policies
 from herald.scheduler.mps import MpsServer
 from herald.scheduler.policies import Policy
 from herald.scheduler.signals import StopSignals, stop_signals
-from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Plan, Snapshot, key_of
+from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Pace, Plan, Snapshot, key_of
 from herald.table import JobView, Table, now_ns
 
 PERIOD_S = 0.05
@@ -34,9 +34,10 @@ log = logging.getLogger("herald.daemon")
 class Daemon:
     """One domain under one policy. All effects are on the table it is given; `tick` is all that time does."""
 
-    def __init__(self, table: Table, policy: Policy) -> None:
+    def __init__(self, table: Table, policy: Policy, watch: Callable[[], None] = lambda: None) -> None:
         self._table = table
         self._policy = policy
+        self._watch = watch  # looks at the table at every tick, too
         self._known: dict[JobKey, JobView] = {}
         self._warned: set[JobKey] = set()
 
@@ -45,6 +46,7 @@ class Daemon:
         self._table.beat(now_ns)
         freed = self._table.reap(now_ns)
         jobs = {key_of(job): job for job in self._table.jobs()}
+        self._watch()
         self._log_membership(jobs, freed)
         self._known = jobs
         self._apply(self._policy.decide(Snapshot.of(jobs.values()), now_ns))
@@ -58,7 +60,7 @@ class Daemon:
     def _apply(self, decision: Decision) -> None:
         for key, plan in decision.plans.items():
             job = self._known[key]
-            if plan != Plan(job.lead_ns, job.queue_limit):
+            if plan != Plan.of(job):
                 self._publish(key, plan)
                 log.info("plan: %s %s", job.name, describe(plan))
         for note in decision.infeasible:
@@ -73,7 +75,16 @@ class Daemon:
         self._warned &= self._known.keys()
 
     def _publish(self, key: JobKey, plan: Plan) -> None:
-        self._table.publish_plan(key.row, key.generation, plan.lead_ns, plan.queue_limit)
+        pace = plan.pace or Pace(0, 0, 0)
+        self._table.publish_plan(
+            key.row,
+            key.generation,
+            plan.lead_ns,
+            plan.queue_limit,
+            margin_ns=pace.margin_ns,
+            inflation_ppm=pace.inflation_ppm,
+            quantile_ppm=pace.quantile_ppm,
+        )
 
     def _log_membership(self, jobs: dict[JobKey, JobView], freed: list[int]) -> None:
         for key, job in self._known.items():
@@ -96,7 +107,8 @@ def describe(plan: Plan) -> str:
     queue = "" if plan.queue_limit >= NO_QUEUE_LIMIT else f", or with more than {plan.queue_limit} open"
     if plan.lead_ns <= LEAD_NEVER:
         return f"never closes the gate{queue}"
-    return f"closes the gate {format_ns(plan.lead_ns)} before the deadline{queue}"
+    pace = f" (down to {format_ns(plan.pace.margin_ns)} as it gets on)" if plan.pace else ""
+    return f"closes the gate {format_ns(plan.lead_ns)} before the deadline{pace}{queue}"
 
 
 def serve(daemon: Daemon, stop: StopSignals, clock: Callable[[], int] = now_ns) -> None:
@@ -130,7 +142,7 @@ def run(config: Config) -> None:
         undo.callback(table.publish_policy, "")
         publish_limits(table, config.limits)
         table.publish_policy(config.policy, mps_pipe)
-        daemon = Daemon(table, policy)
+        daemon = Daemon(table, policy, undo.enter_context(_metrics(table, config.metrics)))
         undo.callback(daemon.withdraw)
         log.info("running: domain %s, policy %s, pid %d", domain, config.policy, os.getpid())
         serve(daemon, stop)
@@ -141,6 +153,21 @@ def publish_limits(table: Table, limits: Limits) -> None:
     """Write the limits: after a hold of ``max_hold`` the gate stays open for as long as gives ``floor``."""
     breather_ns = round(limits.max_hold_ns * limits.floor / (1 - limits.floor))
     table.publish_limits(max_hold_ns=limits.max_hold_ns, breather_ns=breather_ns, quantum_ns=limits.quantum_ns)
+
+
+@contextmanager
+def _metrics(table: Table, metrics: MetricsConfig) -> Iterator[Callable[[], None]]:
+    """Serve metrics where the config says so. Yields what is to be called at every tick."""
+    if metrics.listen is None:
+        yield lambda: None
+        return
+    from herald.scheduler import exporter
+
+    collector = exporter.TableCollector(table)
+    host, port = metrics.listen
+    with exporter.served(collector, host, port):
+        log.info("metrics: http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+        yield collector.observe
 
 
 def _start_mps(domain: str, table: Table, undo: ExitStack) -> str:

@@ -70,15 +70,35 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How the lead of a request follows its progress; the job's own agent, which sees that, works it out."""
+
+    margin_ns: int  # what it is at least: what still runs once the gate closes
+    inflation_ppm: int  # on the predicted remaining time
+    quantile_ppm: int  # of which that is taken
+
+    def lead_ns(self, remaining_ns: int) -> int:
+        """The lead of a request that still takes ``remaining_ns``; as `lead_from_progress` in table.hpp."""
+        return self.margin_ns - (-remaining_ns * self.inflation_ppm // 1_000_000)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How one service closes its gate; its own watcher carries it out, without the daemon.
 
     The gate closes ``lead_ns`` before a request's deadline, or as soon as more than ``queue_limit`` requests
-    are open.
+    are open. With a pace, a request whose progress is known has a lead from that instead.
     """
 
     lead_ns: int
     queue_limit: int = NO_QUEUE_LIMIT
+    pace: Pace | None = None
+
+    @classmethod
+    def of(cls, job: JobView) -> Self:
+        """The plan that a row shows."""
+        pace = Pace(job.margin_ns, job.inflation_ppm, job.quantile_ppm) if job.inflation_ppm else None
+        return cls(job.lead_ns, job.queue_limit, pace)
 
 
 STRICT_PLAN = Plan(LEAD_ALWAYS)  # also what a job does that no daemon has planned for

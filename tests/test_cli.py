@@ -105,7 +105,7 @@ def busy_table() -> MemoryTable:
     table = MemoryTable("prod")
     chat = table.add_job(name="chat", slo_ns=50 * MS, slo_met=199, slo_missed=1, open_requests=2)
     table.record(chat, latency_ns=30 * MS, service_ns=60 * MS, count=200)
-    vgg = {"gate_points": 10, "gate_waits": 4, "gate_wait_ns": 70 * MS, "gated_ns": 3, "light_ns": 1}
+    vgg = {"gate_points": 10, "gate_waits": 4, "gate_wait_ns": 70 * MS, "sampled_ns": 4, "covered_ns": 3}
     table.add_job(name="vgg16", priority="low", longest_op_ns=2 * MS, **vgg)
     return table
 
@@ -148,6 +148,14 @@ def test_status_reads_well_at_80_columns() -> None:
     assert max(len(line) for line in said.splitlines()) <= 80
     for part in ("chat", "50 ms", "99.50%", "vgg16", "70 ms", "75.00%", "cannot be guaranteed"):
         assert part in " ".join(said.split())  # a long sentence may wrap
+
+
+def test_a_coverage_that_is_not_known_is_a_dash_and_null() -> None:
+    table = MemoryTable()
+    table.add_job(name="vgg16", priority="low", gated_ns=3)
+    shown = status.status_of(table, 0)
+    assert shown.jobs[0].coverage is None
+    assert render(shown).split()[-1] == "-"
 
 
 @pytest.mark.parametrize(("age_ns", "state"), [(50 * MS, "alive"), (5_000 * MS, "stale")])

@@ -44,6 +44,12 @@ def test_an_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
     assert config.load(path) == config.Config(source=str(path))
 
 
+def test_metrics_are_served_where_the_file_says_else_nowhere() -> None:
+    assert config.Config().metrics.listen is None
+    for text, address in (("127.0.0.1:9464", ("127.0.0.1", 9464)), ("[::1]:80", ("::1", 80))):
+        assert config.parse({"metrics": {"listen": text}}).metrics.listen == address
+
+
 def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
     assert config.Config().job("anyone") == config.JobConfig("anyone", None, None, 0.99)
 
@@ -55,6 +61,9 @@ def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
         ("[jobs.chat]\nslow = '5ms'", ["jobs.chat.slow", "did you mean 'slo'", "priority, slo, target"]),
         ("[jobs.chat]\npriority = 'urgent'", ["jobs.chat.priority = 'urgent'", '"high"', '"low"']),
         ("[jobs.chat]\npriority = 'hihg'", ["did you mean 'high'"]),
+        ("[metrics]\nlisten = ':9464'", ["metrics.listen = ':9464'", '"127.0.0.1:9464"']),
+        ("[metrics]\nlisten = 9464", ["metrics.listen = 9464", "HOST:PORT"]),
+        ("[metrics]\nlisten = 'localhost:0'", ["from 1 to 65535"]),
         ("[limits]\nquantum = '1us'", ["limits.quantum = '1us'", "'10us'", "'100ms'"]),
         ("[jobs.chat]\nslo = '50'", ["jobs.chat.slo = '50'", "no unit", "'50ms'"]),
         ("[jobs.chat]\nslo = 50", ["jobs.chat.slo = 50", "in quotes with a unit"]),
@@ -68,6 +77,9 @@ def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
         ("[limits]\nfloor = 0.6", ["limits.floor = 0.6", "0 to 0.5"]),
         ("[limits]\nfloor = nan", ["limits.floor = nan"]),
         ("[limits]\nfloor = true", ["limits.floor = True"]),
+        ("[classes]\nlight = 5", ["classes.light = 5", '"0%" to "100%"']),
+        ("[classes]\nlight = 'five%'", ["classes.light = 'five%'", '"5%"']),
+        ("[classes]\nlight = '101%'", ["classes.light = '101%'"]),
         ("domain = 'a b'", ["domain = 'a b'", "letters, digits"]),
         ("policy = 3", ["policy = 3", "in quotes"]),
         ("domain = 1 2", ["not valid TOML", "line 1"]),

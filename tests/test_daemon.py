@@ -20,7 +20,7 @@ from herald.layout import LEAD_NEVER
 from herald.scheduler import policies
 from herald.scheduler.daemon import Daemon, describe, publish_limits, rest_s, serve
 from herald.scheduler.signals import StopSignals, stop_signals
-from herald.scheduler.snapshot import FREE_PLAN, STRICT_PLAN, JobKey, Plan, key_of
+from herald.scheduler.snapshot import FREE_PLAN, STRICT_PLAN, JobKey, Pace, Plan, key_of
 from herald.table import JobView, Table
 
 MS = 1_000_000
@@ -34,9 +34,9 @@ class RecordingTable(MemoryTable):
         self.published: list[tuple[JobKey, Plan]] = []
         self.dead: list[int] = []
 
-    def publish_plan(self, row: int, generation: int, lead_ns: int, queue_limit: int) -> None:
-        self.published.append((JobKey(row, generation), Plan(lead_ns, queue_limit)))
-        super().publish_plan(row, generation, lead_ns, queue_limit)
+    def publish_plan(self, row: int, generation: int, lead_ns: int, queue_limit: int, **pace: int) -> None:
+        super().publish_plan(row, generation, lead_ns, queue_limit, **pace)
+        self.published.append((JobKey(row, generation), self.plan(row)))
 
     def reap(self, now_ns: int) -> list[int]:
         freed, self.dead = self.dead, []
@@ -45,8 +45,7 @@ class RecordingTable(MemoryTable):
         return freed + super().reap(now_ns)
 
     def plan(self, row: int) -> Plan:
-        job = self.job(row)
-        return Plan(job.lead_ns, job.queue_limit)
+        return Plan.of(self.job(row))
 
 
 @dataclass
@@ -103,6 +102,8 @@ def test_laxity_takes_over_from_strict_once_there_are_samples() -> None:
     plan = domain.table.plan(row)
     assert 22 * MS < plan.lead_ns < 30 * MS
     assert plan.queue_limit == 1
+    assert plan.pace is not None
+    assert 2 * MS < plan.pace.margin_ns < 3 * MS
 
 
 def test_training_gets_no_plan() -> None:
@@ -186,6 +187,10 @@ def test_the_floor_becomes_the_pause_after_the_longest_hold() -> None:
         (FREE_PLAN, "never closes the gate"),
         (Plan(LEAD_NEVER, 3), "never closes the gate, or with more than 3 open"),
         (Plan(24 * MS, 1), "closes the gate 24 ms before the deadline, or with more than 1 open"),
+        (
+            Plan(24 * MS, 1, Pace(2 * MS, 1_100_000, 990_000)),
+            "closes the gate 24 ms before the deadline (down to 2 ms as it gets on), or with more than 1 open",
+        ),
     ],
 )
 def test_plans_in_words(plan: Plan, words: str) -> None:
@@ -354,7 +359,7 @@ def test_a_domain_with_jobs_outlives_its_daemon_on_the_strict_plan(
     table = Table.open(domain, create=False)
     assert not table.daemon_is_alive()
     assert table.header.policy == b""
-    assert Plan(only_job(domain).lead_ns, only_job(domain).queue_limit) == STRICT_PLAN
+    assert Plan.of(only_job(domain)) == STRICT_PLAN
 
 
 def test_a_new_daemon_plans_for_jobs_that_were_there_before(

@@ -1,6 +1,7 @@
 """The host gate on CPU: a training thread's heavy ops wait while a request is open, and only then."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -254,3 +255,61 @@ def test_a_gate_forced_open_stays_open_for_new_requests_during_the_breather(doma
         with high.request():
             assert table.gate_words()["cpu", layout.CLASS_HEAVY] == 0
         stuck.end()
+
+
+def let_rest(job: herald.Job) -> None:
+    """Run known ops until the hook rests, since nobody could close its gate."""
+    one = torch.ones(1)
+    deadline = time.monotonic() + WAIT_S
+    while job.stats().armed:
+        for _ in range(5000):
+            one.add_(1)
+        assert time.monotonic() < deadline
+
+
+def test_the_hook_rests_while_no_service_is_attached_and_is_back_when_attach_returns(domain: str, matrix) -> None:
+    with herald.attach(priority="low", name="train", device="cpu") as low:
+        learn(lambda: matrix @ matrix)
+        let_rest(low)
+        points = low.stats().gate_points
+        matrix @ matrix
+        assert low.stats().gate_points == points
+        trainer = Trainer(lambda: matrix @ matrix)
+        with herald.attach(priority="high", name="serve", device="cpu") as high:
+            assert low.stats().armed
+            with high.request():
+                trainer.start_op()
+                wait_until_gated(low, points)
+                assert not trainer.done.is_set()
+            assert trainer.done.wait(WAIT_S)
+        trainer.close()
+
+
+def test_a_resting_hook_is_armed_by_a_service_of_another_process(domain: str, matrix, child) -> None:
+    with herald.attach(priority="low", name="train", device="cpu") as low:
+        learn(lambda: matrix @ matrix)
+        let_rest(low)
+        server = child("""
+            import herald, sys
+            with herald.attach(priority="high", name="serve", device="cpu"):
+                print("attached", flush=True)
+                sys.stdin.readline()
+            print("detached", flush=True)
+            sys.stdin.readline()
+        """)
+        server.expect("attached")
+        assert low.stats().armed
+        server.say("")
+        server.expect("detached")
+        let_rest(low)
+
+
+def test_while_a_graph_is_captured_the_hook_does_not_rest(domain: str, matrix) -> None:
+    from herald.hooks import native as hook
+
+    with herald.attach(priority="low", name="train", device="cpu") as low:
+        let_rest(low)
+        hook.hook().herald_low_capture_begin()
+        assert low.stats().armed
+        hook.hook().herald_low_capture_end()
+        let_rest(low)

@@ -21,6 +21,9 @@ TORCH_FREE = (
     "herald.config",
     "herald.status",
     "herald.bootstrap",
+    "herald.profiling",
+    "herald.profiles",
+    "herald.hooks.profiler",
     "herald.housekeeping",
     "herald.doctor",
     "herald.fakes",
@@ -85,7 +88,9 @@ def test_the_core_imports_torch_only_where_it_is_used(path: Path) -> None:
     assert not within(imports(path, when_loaded=True), "torch")
 
 
-@pytest.mark.parametrize("name", ["config", "settings", "durations", "errors", "layout", "native", "build", "table"])
+@pytest.mark.parametrize(
+    "name", ["config", "settings", "durations", "errors", "layout", "native", "build", "table", "profiles"]
+)
 def test_the_vocabulary_knows_neither_side(name: str) -> None:
     seen = within(imports(ROOT / "herald" / f"{name}.py"), "herald.scheduler", "herald.experiments", "herald.hooks")
     assert seen <= ({"herald.hooks"} if name == "build" else set())  # to find the op hook's sources

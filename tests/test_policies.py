@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herald import native
 from herald.errors import ConfigError
 from herald.fakes import memory_table
 from herald.scheduler import policies
@@ -16,6 +17,7 @@ from herald.scheduler.snapshot import (
     FREE_PLAN,
     STRICT_PLAN,
     JobKey,
+    Pace,
     Plan,
     Service,
     Snapshot,
@@ -90,6 +92,22 @@ def test_a_laxity_lead_covers_residual_release_and_predicted_service_time(snapsh
             needed_ns = residual_ns(snapshot, s.device) + RELEASE_NS + predicted_ns
             assert needed_ns <= plan.lead_ns < STRICT_PLAN.lead_ns
             assert plan.queue_limit == 1
+            assert plan.pace is not None
+            assert residual_ns(snapshot, s.device) + RELEASE_NS <= plan.pace.margin_ns
+            assert plan.pace.lead_ns(predicted_ns) >= needed_ns
+
+
+@given(
+    pace=st.builds(Pace, durations_ns(), st.integers(1, 3_000_000), st.just(990_000)),
+    remaining_ns=durations_ns(),
+    more_ns=st.integers(0, 10**12),
+)
+def test_a_lead_from_progress_covers_its_margin_and_grows_with_what_remains(
+    pace: Pace, remaining_ns: int, more_ns: int
+) -> None:
+    lead_ns = pace.lead_ns(remaining_ns)
+    assert pace.margin_ns <= pace.lead_ns(0) <= lead_ns <= pace.lead_ns(remaining_ns + more_ns)
+    assert native.table().herald_lead(pace.margin_ns, remaining_ns, pace.inflation_ppm) == lead_ns
 
 
 @given(snapshot=snapshots(), longer_ns=durations_ns())
@@ -127,7 +145,8 @@ def test_laxity_is_strict_until_it_has_seen_enough_requests() -> None:
 def test_laxity_adds_up() -> None:
     snapshot = Snapshot((service(),), (trainer(longest_stretch_ns=2 * MS), trainer(device="GPU-1")))
     # 2 ms residual + 50 us release + 1.1 x 20 ms, rounded up to 100 us
-    assert Laxity().decide(snapshot, 0).plans == {JobKey(0, 1): Plan(lead_ns=24_100_000, queue_limit=1)}
+    pace = Pace(margin_ns=2_100_000, inflation_ppm=1_100_000, quantile_ppm=990_000)
+    assert Laxity().decide(snapshot, 0).plans == {JobKey(0, 1): Plan(24_100_000, 1, pace)}
 
 
 def test_only_trainers_of_the_same_device_leave_a_residual() -> None:

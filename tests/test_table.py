@@ -326,3 +326,16 @@ def test_the_native_library_refuses_nothing_silently_when_memory_is_private() ->
     table = memory_table()
     assert isinstance(table._memory, mmap.mmap)
     assert table.reap(now_ns()) == []
+
+
+def test_the_word_of_class_light_says_who_could_close_the_gate(domain: str) -> None:
+    table = Table.open(domain)
+    assert table.gate_words().get(("cpu", layout.CLASS_ATTACHED), 0) == 0
+    row = table.claim(name="serve", priority="high", device="cpu")
+    trainer = table.claim(name="train", priority="low", device="cpu")
+    assert table.gate_words()["cpu", layout.CLASS_ATTACHED] == 1
+    table.reap(now_ns())
+    assert table.gate_words()["cpu", layout.CLASS_ATTACHED] == 1
+    table.release(row)
+    table.release(trainer)
+    assert table.gate_words()["cpu", layout.CLASS_ATTACHED] == 0

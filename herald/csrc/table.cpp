@@ -33,14 +33,17 @@ const Field kFields[] = {
     HERALD_FIELD(JobRow, device), HERALD_FIELD(JobRow, pid), HERALD_FIELD(JobRow, bit), HERALD_FIELD(JobRow, mps),
     HERALD_FIELD(JobRow, target_ppm), HERALD_FIELD(JobRow, owner), HERALD_FIELD(JobRow, slo_ns),
     HERALD_FIELD(JobRow, attached_ns), HERALD_FIELD(JobRow, name), HERALD_FIELD(JobRow, lead_ns),
-    HERALD_FIELD(JobRow, queue_limit), HERALD_FIELD(JobRow, heartbeat_ns),
+    HERALD_FIELD(JobRow, queue_limit), HERALD_FIELD(JobRow, inflation_ppm), HERALD_FIELD(JobRow, margin_ns),
+    HERALD_FIELD(JobRow, quantile_ppm), HERALD_FIELD(JobRow, progress_ppm), HERALD_FIELD(JobRow, remaining_ns),
+    HERALD_FIELD(JobRow, progress_scored), HERALD_FIELD(JobRow, progress_error_ppm), HERALD_FIELD(JobRow, heartbeat_ns),
     HERALD_FIELD(JobRow, hold_since_ns), HERALD_FIELD(JobRow, oldest_deadline_ns),
     HERALD_FIELD(JobRow, open_requests), HERALD_FIELD(JobRow, requests_begun), HERALD_FIELD(JobRow, requests_done),
     HERALD_FIELD(JobRow, slo_met), HERALD_FIELD(JobRow, slo_missed), HERALD_FIELD(JobRow, closes),
     HERALD_FIELD(JobRow, held_ns), HERALD_FIELD(JobRow, requests_overdue), HERALD_FIELD(JobRow, ops_seen),
     HERALD_FIELD(JobRow, ops_unknown), HERALD_FIELD(JobRow, gate_points), HERALD_FIELD(JobRow, gate_waits),
     HERALD_FIELD(JobRow, gate_wait_ns), HERALD_FIELD(JobRow, gated_ns), HERALD_FIELD(JobRow, light_ns),
-    HERALD_FIELD(JobRow, longest_op_ns), HERALD_FIELD(JobRow, throttle_ns), HERALD_FIELD(JobRow, latency),
+    HERALD_FIELD(JobRow, longest_op_ns), HERALD_FIELD(JobRow, throttle_ns),
+    HERALD_FIELD(JobRow, armed), HERALD_FIELD(JobRow, sampled_ns), HERALD_FIELD(JobRow, covered_ns), HERALD_FIELD(JobRow, latency),
     HERALD_FIELD(JobRow, service),
 };
 
@@ -139,8 +142,10 @@ HERALD_API int herald_table_claim(void* base, int lock_fd, const herald_claim* c
     job.name[sizeof job.name - 1] = '\0';
     job.lead_ns.store(kLeadAlways, std::memory_order_relaxed);
     job.queue_limit.store(UINT32_MAX, std::memory_order_relaxed);
+    job.remaining_ns.store(-1, std::memory_order_relaxed);
     job.oldest_deadline_ns.store(kNoDeadline, std::memory_order_relaxed);
     job.heartbeat_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
+    if (claim->priority == kHigh) table.attached(job.device).fetch_or(1u << bit, std::memory_order_seq_cst);
     job.state.store(kLive, std::memory_order_release);
     // Once more: this process's own agent may have been looking at the row's former owner, and let go of the lock.
     if (lock_fd >= 0) lock_byte(lock_fd, kFirstJobByte + i, false);
@@ -177,11 +182,19 @@ HERALD_API int herald_gate_wait(void* base, uint32_t device, int64_t timeout_ns)
 }
 
 // A plan for the row, if it is still of that generation (a stale plan on a new job would last one daemon tick).
-HERALD_API void herald_table_plan(void* base, int row, uint32_t generation, int64_t lead_ns, uint32_t queue_limit) {
+HERALD_API void herald_table_plan(void* base, int row, uint32_t generation, int64_t lead_ns, uint32_t queue_limit,
+                                  int64_t margin_ns, uint32_t inflation_ppm, uint32_t quantile_ppm) {
   JobRow& job = TableView(base).row(static_cast<uint32_t>(row));
   if (job.generation.load(std::memory_order_acquire) != generation) return;
   job.queue_limit.store(queue_limit, std::memory_order_relaxed);
+  job.margin_ns.store(margin_ns, std::memory_order_relaxed);
+  job.inflation_ppm.store(inflation_ppm, std::memory_order_relaxed);
+  job.quantile_ppm.store(quantile_ppm, std::memory_order_relaxed);
   job.lead_ns.store(lead_ns, std::memory_order_release);
+}
+
+HERALD_API int64_t herald_lead(int64_t margin_ns, int64_t remaining_ns, uint32_t inflation_ppm) {
+  return lead_from_progress(margin_ns, remaining_ns, inflation_ppm);
 }
 
 HERALD_API uint32_t herald_bucket(int64_t ns) { return bucket_of(ns); }

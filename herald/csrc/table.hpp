@@ -23,10 +23,11 @@
 namespace herald {
 
 constexpr uint64_t kMagic = 0x31304c4152454811ull;  // unprintable first byte: no text file passes for a table
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kMaxJobs = 64;
 constexpr uint32_t kMaxDevices = 16;
-constexpr uint32_t kNumClasses = 4;  // 0 light (never closed), 1 heavy; two more for finer classes
+constexpr uint32_t kNumClasses = 4;  // 0: whose bits could close (see attached()), 1 heavy; two more for finer classes
+constexpr uint32_t kClassAttached = 0;
 constexpr uint32_t kClassHeavy = 1;
 constexpr uint32_t kGateStride = 64;  // bytes between gate words: one cache line each
 constexpr uint32_t kHistogramBuckets = 512;
@@ -96,14 +97,18 @@ struct JobRow {
   uint64_t attached_ns;
   char name[48];
   // Plan: set by the daemon; the claiming job sets the default (strict).
-  alignas(64) i64 lead_ns;
+  alignas(64) i64 lead_ns;  // of a request whose progress is not known, and at its begin
   a32 queue_limit;
+  // The lead from progress: margin + predicted remaining time (its quantile) x inflation.
+  a32 inflation_ppm;  // 0: no, lead_ns throughout
+  i64 margin_ns;
+  a32 quantile_ppm;
   // State and counters: set by the job.
   alignas(64) a64 heartbeat_ns;
   a64 hold_since_ns;  // 0: this job does not hold the gate
   i64 oldest_deadline_ns;
   a32 open_requests;
-  a32 reserved;
+  a32 progress_ppm;    // done of that request; 0 too while not known
   a64 requests_begun;
   a64 requests_done;
   a64 slo_met;
@@ -111,6 +116,9 @@ struct JobRow {
   a64 closes;          // times this job closed the gate
   a64 held_ns;         // total time it held it
   a64 requests_overdue;  // requests that lost the gate for overrunning max_hold
+  i64 remaining_ns;    // predicted, of the open request with the earliest deadline, at the last look; -1: not known
+  a64 progress_scored;     // finished requests with a prediction at their middle
+  a64 progress_error_ppm;  // sum of their errors: |predicted - actual| / actual remaining time, in millionths
   alignas(64) a64 ops_seen;     // ops looked up
   a64 ops_unknown;     // device ops without a known time
   a64 gate_points;     // places where the gate was consulted or a wait enqueued
@@ -120,6 +128,10 @@ struct JobRow {
   a64 light_ns;        // predicted device time let through as light
   a64 longest_op_ns;   // longest predicted stretch that a close cannot stop
   a64 throttle_ns;     // host time spent bounding the run-ahead
+  a32 armed;           // 1: the hook is on; 0: it rests, since no high-priority job is attached to its devices
+  a32 reserved2;
+  a64 sampled_ns;      // measured device time of sampled stretches of a busy stream
+  a64 covered_ns;      // of it: predicted time of ops that passed the gate
   alignas(64) a32 latency[kHistogramBuckets];  // arrival -> done
   alignas(64) a32 service[kHistogramBuckets];  // begin -> done
 };
@@ -133,6 +145,13 @@ inline int64_t now_ns() {
 
 inline long futex(const a32* word, int op, uint32_t value, const timespec* timeout) {
   return syscall(SYS_futex, reinterpret_cast<const uint32_t*>(word), op, value, timeout, nullptr, 0);
+}
+
+// How long before its deadline a request with `remaining_ns` of predicted work closes the gate.
+inline int64_t lead_from_progress(int64_t margin_ns, int64_t remaining_ns, uint32_t inflation_ppm) {
+  constexpr int64_t kMillion = 1'000'000;
+  const int64_t part = remaining_ns % kMillion * inflation_ppm;
+  return margin_ns + remaining_ns / kMillion * inflation_ppm + (part + kMillion - 1) / kMillion;
 }
 
 // HDR-style buckets of microseconds: exact below 16, then 16 per octave (relative width 1/16).
@@ -207,6 +226,9 @@ class TableView {
     return *reinterpret_cast<a32*>(gates() + (uint64_t{device} * kNumClasses + cls) * kGateStride);
   }
 
+  // The high-priority jobs of a device, a bit each: light ops have no gate, so their word says who is there at all.
+  a32& attached(uint32_t device) const { return gate(device, kClassAttached); }
+
   // A fresh, zeroed segment becomes a table. Under the membership lock.
   void initialise(uint64_t page, uint64_t epoch_ns) const {
     Header& h = header();
@@ -273,7 +295,10 @@ class TableView {
   // The row's lock must be held by the caller.
   void free_row(uint32_t i) const {
     JobRow& job = row(i);
-    if (job.priority == kHigh) open_gate(job.device, job.bit);
+    if (job.priority == kHigh) {
+      open_gate(job.device, job.bit);
+      attached(job.device).fetch_and(~(1u << job.bit), std::memory_order_seq_cst);
+    }
     job.state.store(kFree, std::memory_order_release);
   }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "process.hpp"
 #include "requests.hpp"
 #include "table.hpp"
 
@@ -18,6 +19,7 @@ class Agent {
  public:
   static constexpr int64_t kBeatNs = 100'000'000;  // heartbeat and reaping: the dead hold a gate at most this long
   static constexpr int64_t kPollNs = 20'000;       // between two looks at completion words
+  static constexpr int64_t kArmNs = 10'000'000;    // between two looks at whether the hook is needed
 
   // A table this process uses, watched from the first job on and for good: a captured CUDA graph keeps its waits
   // after its job is gone, and someone must clear up after a service that dies.
@@ -44,16 +46,16 @@ class Agent {
     }
   }
 
-  void add_beat(a64* heartbeat) {
+  // The gate of the low-priority job (one a process): its heartbeat and its hook. Null: none any more.
+  void set_gate(Gate* gate) {
     Guard guard(mutex_);
-    beats_.push_back(heartbeat);
+    gate_ = gate;
+    if (gate_) gate_->row().armed.store(1, std::memory_order_relaxed);
   }
 
-  void remove_beat(const a64* heartbeat) {
+  void arm_now() {
     Guard guard(mutex_);
-    for (size_t i = 0; i < beats_.size(); ++i) {
-      if (beats_[i] == heartbeat) beats_.erase(beats_.begin() + static_cast<ptrdiff_t>(i--));
-    }
+    if (gate_) arm(*gate_);
   }
 
   // Look again now (a request ends on its stream) or by `alarm_ns` (a gate must close).
@@ -98,14 +100,31 @@ class Agent {
       {
         Guard guard(mutex_);
         for (const auto& job : high_) next = std::min(next, job->watch(now, &polling));
+        if (gate_) {
+          arm(*gate_);
+          next = std::min(next, now + kArmNs);
+        }
         if (now >= next_beat) {
           next_beat = now + kBeatNs;
-          for (a64* beat : beats_) beat->store(static_cast<uint64_t>(now), std::memory_order_relaxed);
+          if (gate_) gate_->row().heartbeat_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
           for (const Watched& w : tables_) w.table.reap(w.lock_fd, w.self, now);
         }
       }
       rest(std::min(next, next_beat), polling);
     }
+  }
+
+  // A trainer that is alone pays nothing: its hook rests until a service attaches, which waits to see it armed.
+  static void arm(Gate& gate) {
+    a32& armed = gate.row().armed;
+    if (armed.load(std::memory_order_relaxed) == gate.needed()) return;
+    if (armed.load(std::memory_order_relaxed)) {
+      if (!arm_callbacks(false)) return;
+      armed.store(0, std::memory_order_seq_cst);
+      if (!gate.needed()) return;  // else one came between the question and the answer, and may have seen it armed
+    }
+    arm_callbacks(true);
+    armed.store(1, std::memory_order_seq_cst);
   }
 
   void rest(int64_t until_ns, bool polling) {
@@ -119,23 +138,26 @@ class Agent {
       // A wake that came while this thread was looking has lowered the alarm: do not sleep past it.
       Guard guard(wake_mutex_);
       until_ns = std::min(until_ns, alarm_ns_);
-      alarm_ns_ = INT64_MAX;
+      alarm_ns_ = until_ns;  // no wake for anything later: the next look is then
     }
     const int64_t left = until_ns - now_ns();
-    if (left <= 0) return;
-    const timespec nap{left / 1'000'000'000, left % 1'000'000'000};
-    futex(&wake_, FUTEX_WAIT_PRIVATE, seen, &nap);
+    if (left > 0) {
+      const timespec nap{left / 1'000'000'000, left % 1'000'000'000};
+      futex(&wake_, FUTEX_WAIT_PRIVATE, seen, &nap);
+    }
+    Guard guard(wake_mutex_);
+    alarm_ns_ = INT64_MAX;  // what is asked for from now on may be too late for the look that follows
   }
 
   Mutex mutex_;
   std::vector<Watched> tables_;
   std::vector<std::shared_ptr<HighJob>> high_;
-  std::vector<a64*> beats_;
+  Gate* gate_ = nullptr;
   bool started_ = false;
 
   Mutex wake_mutex_;
   a32 wake_{0};  // counts wakes, for the futex
-  int64_t alarm_ns_ = INT64_MAX;
+  int64_t alarm_ns_ = INT64_MAX;  // when to look next; while looking: the earliest time asked for since
 };
 
 }  // namespace herald

@@ -76,12 +76,13 @@ class Costs {
     if (n + 1 >= kSamples) s.kind.store(classify(s), std::memory_order_release);
   }
 
-  void set(uint64_t key, uint32_t self_ns, uint64_t numel, const char* text) {
+  // What a profile says. `kind` kUnknown: by the rule.
+  void set(uint64_t key, uint32_t self_ns, uint64_t numel, Kind kind, const char* text) {
     Signature* s = add(key, numel, text);
     if (!s) return;
     s->self_ns.store(self_ns, std::memory_order_relaxed);
     s->samples.store(kSamples, std::memory_order_relaxed);
-    s->kind.store(classify(*s), std::memory_order_release);
+    s->kind.store(kind == kUnknown ? classify(*s) : kind, std::memory_order_release);
   }
 
   Kind classify(const Signature& s) const {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "coverage.hpp"
 #include "cuda_driver.hpp"
 #include "table.hpp"
 
@@ -41,10 +42,10 @@ class Gate {
   static constexpr int64_t kNapNs = 50'000'000;       // a lost wake-up costs at most this
   static constexpr int64_t kLongestWaitNs = 60'000'000'000;  // then the op runs: a gate never stops a job
   static constexpr int32_t kRunAheadUs = 20'000;     // host this far ahead of the GPU, in predicted time
-  static constexpr uint32_t kProgressUs = 2'000;      // predicted time between two progress writes
+  static constexpr uint32_t kProgressUs = 4'000;      // predicted time between two progress writes
   static constexpr int64_t kThrottleNapNs = 100'000;
 
-  Gate(TableView table, uint32_t row) : table_(table), row_(table.row(row)) {}
+  Gate(TableView table, uint32_t row) : table_(table), row_(table.row(row)), coverage_(row_) {}
 
   JobRow& row() const { return row_; }
   const TableView& table() const { return table_; }
@@ -66,35 +67,60 @@ class Gate {
   void set_all_heavy(bool all_heavy) { all_heavy_ = all_heavy; }
   bool all_heavy() const { return all_heavy_; }
 
+  // Whether the hook must be on: someone could close the gate of one of its devices, or a graph is being captured,
+  // which must have waits in it for those who come later.
+  bool needed() const {
+    if (captures_.load(std::memory_order_acquire) > 0) return true;
+    if (!cuda_) return table_.attached(slots_[0]).load(std::memory_order_seq_cst) != 0;
+    for (uint32_t i = 0; i < kMostCudaDevices; ++i) {
+      if (words_device_[i] && table_.attached(slots_[i]).load(std::memory_order_seq_cst) != 0) return true;
+    }
+    return false;
+  }
+
+  void begin_capture() { captures_.fetch_add(1, std::memory_order_acq_rel); }
+  void end_capture() {  // perhaps of a graph that was begun before this gate was there
+    int open = captures_.load(std::memory_order_acquire);
+    while (open > 0 && !captures_.compare_exchange_weak(open, open - 1)) {
+    }
+  }
+
   void stop() {
     active_.store(false, std::memory_order_release);
     futex(&table_.gate(slots_[0], kClassHeavy), FUTEX_WAKE, INT_MAX, nullptr);
   }
 
-  // Before an op of known `self_ns` device time on `device`.
-  void pass_known(uint32_t device, int64_t self_ns) {
+  // Before an op of known `self_ns` device time on `device`. `gated_inside`: it has waits of its own (a graph that was
+  // captured with them), so that it does not run on after a close.
+  void pass_known(uint32_t device, int64_t self_ns, bool gated_inside) {
     row_.gated_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
     // What a closing gate cannot stop: on a stream up to a quantum of ops, or the longest single one.
     const int64_t quantum = cuda_ ? table_.header().quantum_ns.load(std::memory_order_relaxed) : 0;
-    const auto stretch = static_cast<uint64_t>(std::max(self_ns, quantum));
+    const auto stretch = static_cast<uint64_t>(std::max(gated_inside ? 0 : self_ns, quantum));
     if (stretch > row_.longest_op_ns.load(std::memory_order_relaxed)) {
       row_.longest_op_ns.store(stretch, std::memory_order_relaxed);
     }
-    pass(device, self_ns);
+    pass(device, self_ns, self_ns);
+  }
+
+  // An op that may run beside requests.
+  void pass_light(int64_t self_ns) {
+    row_.light_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
   }
 
   // An op of unknown length counts as a whole quantum: a wait comes before it and before whatever follows.
   void pass_unknown(uint32_t device) {
     row_.ops_unknown.fetch_add(1, std::memory_order_relaxed);
-    pass(device, table_.header().quantum_ns.load(std::memory_order_relaxed));
+    pass(device, table_.header().quantum_ns.load(std::memory_order_relaxed), 0);
   }
 
  private:
   static constexpr uint32_t kLanes = 64;
 
-  void pass(uint32_t device, int64_t self_ns) {
+  // `self_ns`: what the op counts for; `counted_ns`: what of it is in `passed_ns` already, 0 for an unknown op.
+  void pass(uint32_t device, int64_t self_ns, int64_t counted_ns) {
     if (cuda_) {
-      if (device < kMostCudaDevices && words_device_[device]) pass_stream(device, self_ns);
+      if (device < kMostCudaDevices && words_device_[device]) pass_stream(device, self_ns, counted_ns);
     } else {
       pass_host();
     }
@@ -133,7 +159,7 @@ class Gate {
     }
   }
 
-  void pass_stream(uint32_t device, int64_t self_ns) {
+  void pass_stream(uint32_t device, int64_t self_ns, int64_t counted_ns) {
     const CudaDriver::InContext context(*cuda_, static_cast<int>(device));
     const CudaStream stream = cuda_->current_stream(static_cast<int>(device));
     Lane* lane = lane_of(device, stream);
@@ -142,23 +168,49 @@ class Gate {
     const uint64_t capture = cuda_->capture_id(stream);
     const bool new_graph = lane->capture_id.exchange(capture, std::memory_order_relaxed) != capture;
     const int64_t since = new_graph ? quantum : lane->since_wait_ns.load(std::memory_order_relaxed);
-    if (since > 0 && since + self_ns > quantum) {
-      enqueue_wait(*lane, device, stream, capture != 0);
-      lane->since_wait_ns.store(self_ns, std::memory_order_relaxed);
-    } else {
-      lane->since_wait_ns.store(since + self_ns, std::memory_order_relaxed);
+    const bool due = since > 0 && since + self_ns > quantum;
+    lane->since_wait_ns.store(due ? self_ns : since + self_ns, std::memory_order_relaxed);
+    if (due && capture) {
+      enqueue_wait(device, stream);
+    } else if (due) {
+      end_quantum(*lane, device, stream, counted_ns);
     }
-    lane->enqueued_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
+    // What goes into a graph does not run now.
+    if (!capture) lane->enqueued_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
   }
 
-  void enqueue_wait(Lane& lane, uint32_t device, CudaStream stream, bool capturing) {
-    if (cuda_->wait_value(stream, words_device_[device], 0, kWaitValueEq) != 0) return;  // fail open
+  // Between two quanta of a stream that runs: the wait, and what there is to measure.
+  void end_quantum(Lane& lane, uint32_t device, CudaStream stream, int64_t counted_ns) {
+    const auto index = static_cast<uint64_t>(&lane - lanes_.data());
+    const uint64_t passed_ns = this->passed_ns() - static_cast<uint64_t>(counted_ns);  // this op comes after the wait
+    coverage_.before_wait(*cuda_, stream, passed_ns, progress_[index]);
+    // Nobody is there who could close the gate: what is enqueued now has drained before a new service is protected.
+    if (table_.attached(slots_[device]).load(std::memory_order_relaxed)) enqueue_wait(device, stream);
+    const auto written = static_cast<uint32_t>(lane.written_us.load(std::memory_order_relaxed));
+    if (counted_ns > 0) coverage_.after_wait(*cuda_, stream, passed_ns, progress_[index], written, opened_ns(device));
+    write_progress(lane, index, stream);
+  }
+
+  // Fails open: an op for which no wait can be enqueued runs.
+  void enqueue_wait(uint32_t device, CudaStream stream) {
+    if (cuda_->wait_value(stream, words_device_[device], 0, kWaitValueEq) != 0) return;
     row_.gate_points.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  int64_t opened_ns(uint32_t device) const {
+    const bool closed = table_.gate(slots_[device], kClassHeavy).load(std::memory_order_acquire) != 0;
+    return closed ? CoverageSampler::kClosed : table_.hold(slots_[device]).opened_ns.load(std::memory_order_relaxed);
+  }
+
+  // Predicted device time of all that was let through.
+  uint64_t passed_ns() const {
+    return row_.gated_ns.load(std::memory_order_relaxed) + row_.light_ns.load(std::memory_order_relaxed);
+  }
+
+  // A captured progress write would repeat its constant at every replay: there is none in graphs.
+  void write_progress(Lane& lane, uint64_t index, CudaStream stream) {
     const uint64_t ahead_us = lane.enqueued_ns.load(std::memory_order_relaxed) / 1000;
     if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < kProgressUs) return;
-    // A captured progress write would repeat its constant at every replay; the waits alone are right for ever.
-    if (capturing) return;
-    const auto index = static_cast<uint64_t>(&lane - lanes_.data());
     const uint64_t word = progress_device_ + index * sizeof(uint32_t);
     if (cuda_->write_value(stream, word, static_cast<uint32_t>(ahead_us), 0) != 0) return;
     lane.written_us.store(ahead_us, std::memory_order_relaxed);
@@ -205,6 +257,7 @@ class Gate {
 
   TableView table_;
   JobRow& row_;
+  CoverageSampler coverage_;
   const CudaDriver* cuda_ = nullptr;
   a32* progress_ = nullptr;
   uint64_t progress_device_ = 0;
@@ -212,6 +265,7 @@ class Gate {
   std::array<uint64_t, kMostCudaDevices> words_device_{};
   std::array<Lane, kLanes> lanes_;
   std::atomic<bool> active_{true};
+  std::atomic<int> captures_{0};
   bool all_heavy_ = false;
 
  public:

@@ -68,9 +68,31 @@ std::shared_ptr<HighJob> high_job(Process& p, int handle) {
   return index < p.high.size() ? p.high[index] : nullptr;
 }
 
+// The request that this thread's forward works for.
+struct AtWork {
+  int handle = 0;
+  int64_t id = -1;
+};
+thread_local AtWork t_at_work;
+
+void mark(int handle, int64_t id, uint32_t checkpoint) {
+  if (id < 0) return;
+  Process& p = process();
+  const auto job = high_job(p, handle);
+  if (!job) return;
+  const int64_t alarm = job->mark(id, checkpoint, job->cuda_index() >= 0 ? &p.cuda : nullptr);
+  if (alarm != HighJob::kNever) p.agent.wake(alarm);
+}
+
 }  // namespace
 
 const CudaDriver& cuda_driver() { return process().cuda; }
+
+const CudaDriver* ready_cuda_driver(int index, std::string* error) {
+  Process& p = process();
+  Guard setup(p.setup);
+  return cuda_ready(p, error) && p.cuda.retain_context(index, error) ? &p.cuda : nullptr;
+}
 
 }  // namespace herald
 
@@ -92,7 +114,9 @@ HERALD_API int herald_high_attach(void* base, int lock_fd, uint32_t row, uint64_
   uint64_t words_device = 0;
   std::string why;
   if (cuda_index >= 0) {
-    if (cuda_ready(p, &why) && p.cuda.retain_context(cuda_index, &why)) words = pinned_words(p.cuda, HighJob::kMostRequests * sizeof(a32), &words_device, &why);
+    if (cuda_ready(p, &why) && p.cuda.retain_context(cuda_index, &why)) {
+      words = pinned_words(p.cuda, HighJob::kNumWords * sizeof(a32), &words_device, &why);
+    }
     if (!words) {
       copy_error(why, error, error_size);
       return 0;
@@ -123,26 +147,78 @@ HERALD_API void herald_high_detach(int handle) {
   g_serving_era.fetch_add(1, std::memory_order_relaxed);
 }
 
-// This thread serves requests: it is never gated while a high-priority job is attached.
-HERALD_API void herald_mark_serving() { mark_serving_thread(); }
-
-// Returns the request's slot, or -1 when it runs untracked.
+// Returns the request's id, or -1 when it runs untracked. Checkpoints on this thread are its own.
 HERALD_API int64_t herald_request_begin(int handle, int64_t arrival_ns, int64_t slo_ns) {
   Process& p = process();
   const auto job = high_job(p, handle);
   if (!job) return -1;
   mark_serving_thread();
   int64_t alarm = 0;
-  const int64_t slot = job->begin(arrival_ns, slo_ns, &alarm);
+  const int64_t id = job->begin(arrival_ns, slo_ns, &alarm);
   if (alarm != HighJob::kNever) p.agent.wake(alarm);
-  return slot;
+  t_at_work = {handle, id};
+  return id;
 }
 
-HERALD_API void herald_request_end(int handle, int64_t slot) {
+HERALD_API void herald_request_end(int handle, int64_t id) {
   Process& p = process();
   const auto job = high_job(p, handle);
   if (!job) return;
-  if (job->end(slot, job->cuda_index() >= 0 ? &p.cuda : nullptr)) p.agent.wake(0);
+  if (t_at_work.id == id) t_at_work = {};
+  if (job->end(id, job->cuda_index() >= 0 ? &p.cuda : nullptr)) p.agent.wake(0);
+}
+
+// One step of the request is enqueued on the current stream (CUDA) or done (CPU).
+HERALD_API void herald_request_step(int handle, int64_t id) { mark(handle, id, 0); }
+
+// An outermost forward within an explicit request begins and ends on this thread: a step of the request it works for.
+HERALD_API void herald_forward_begin(int handle) {
+  mark_serving_thread();  // also where the request was begun by another thread
+  const auto job = high_job(process(), handle);
+  t_at_work = {handle, job ? job->at_work() : -1};
+}
+
+HERALD_API void herald_forward_end(int handle) {
+  const int64_t id = t_at_work.handle == handle ? t_at_work.id : -1;
+  t_at_work = {};
+  mark(handle, id, 0);
+}
+
+// The forward on this thread has passed checkpoint 1..7.
+HERALD_API void herald_checkpoint(int handle, uint32_t checkpoint) {
+  if (checkpoint > 0 && t_at_work.handle == handle) mark(handle, t_at_work.id, checkpoint);
+}
+
+HERALD_API void herald_checkpoints_changed(int handle) {
+  const auto job = high_job(process(), handle);
+  if (job) job->with_progress([](JobProgress& progress) { progress.forget_checkpoints(); });
+}
+
+// Look at the progress of every request on a GPU, whatever the plan.
+HERALD_API void herald_observe(int handle, int on) {
+  const auto job = high_job(process(), handle);
+  if (job) job->with_progress([on](JobProgress& progress) { progress.observe(on != 0); });
+}
+
+// The model of progress by itself, for tests and simulations. `positions` as in progress.hpp.
+HERALD_API void* herald_progress_new() { return new ProgressModel; }
+HERALD_API void herald_progress_free(void* model) { delete static_cast<ProgressModel*>(model); }
+
+HERALD_API int64_t herald_progress_learn(void* model, uint32_t num, const int64_t* at_ns, const uint32_t* positions,
+                                         int64_t begin_ns, int64_t end_ns, uint32_t steps,
+                                         int64_t undisturbed_since_ns) {
+  Trace trace;
+  trace.start();
+  for (uint32_t i = 0; i < num; ++i) trace.add(at_ns[i], positions[i]);
+  return static_cast<ProgressModel*>(model)->learn(trace, {begin_ns, end_ns, steps, undisturbed_since_ns});
+}
+
+HERALD_API int64_t herald_progress_bound(const void* model, uint32_t position, uint32_t ppm) {
+  return static_cast<const ProgressModel*>(model)->bound_ns(position, ppm);
+}
+
+HERALD_API int64_t herald_progress_expected(const void* model, uint32_t position, int64_t since_ns, int undisturbed) {
+  return static_cast<const ProgressModel*>(model)->expected_ns(position, since_ns, undisturbed != 0);
 }
 
 // Starts gating this process's ops. `slots[i]` is the table's device slot of CUDA device i (`num_cuda` of them), or
@@ -184,26 +260,41 @@ HERALD_API int herald_low_attach(void* base, int lock_fd, uint32_t row, uint64_t
     copy_error("the agent thread does not start (too many threads?)", error, error_size);
     return 0;
   }
-  p.agent.add_beat(&table.row(row).heartbeat_ns);
-  g_gate.store(gate.release(), std::memory_order_release);
   enable_callbacks();
+  p.agent.set_gate(gate.get());
+  g_gate.store(gate.release(), std::memory_order_release);
   return 1;
 }
 
 HERALD_API void herald_low_detach() {
   Gate* gate = g_gate.exchange(nullptr, std::memory_order_acq_rel);
   if (!gate) return;
+  process().agent.set_gate(nullptr);
   disable_callbacks();
   gate->stop();
-  process().agent.remove_beat(&gate->row().heartbeat_ns);
+}
+
+// A graph is captured between the two: it gets its waits also where nobody could close the gate yet. Returns whether
+// there is a gate.
+HERALD_API int herald_low_capture_begin() {
+  Gate* gate = g_gate.load(std::memory_order_acquire);
+  if (!gate) return 0;
+  gate->begin_capture();
+  process().agent.arm_now();
+  return 1;
+}
+
+HERALD_API void herald_low_capture_end() {
+  Gate* gate = g_gate.load(std::memory_order_acquire);
+  if (gate) gate->end_capture();
 }
 
 HERALD_API void herald_costs_rule(uint32_t none_below_ns, uint32_t light_ns, uint64_t light_numel) {
   g_costs->rule = {none_below_ns, light_ns, light_numel};
 }
 
-HERALD_API void herald_costs_set(uint64_t key, uint32_t self_ns, uint64_t numel, const char* text) {
-  g_costs->set(key, self_ns, numel, text);
+HERALD_API void herald_costs_set(uint64_t key, uint32_t self_ns, uint64_t numel, uint32_t kind, const char* text) {
+  g_costs->set(key, self_ns, numel, static_cast<Kind>(kind), text);
 }
 
 // The i-th signature seen; 0 past the last. `text` is cut at `size` bytes.

@@ -1,4 +1,4 @@
-// The op hook: RecordFunction callbacks that see every op of the process and pass heavy ones through the gate.
+// The op hook: RecordFunction callbacks that see every op of the process, pass heavy ones through the gate, and record.
 // The only file that includes torch.
 #include <ATen/record_function.h>
 #include <pthread.h>
@@ -6,9 +6,12 @@
 #include <algorithm>
 #include <new>
 
+#include "launches.hpp"
 #include "op_timer.hpp"
 #include "process.hpp"
+#include "recorder.hpp"
 #include "signature.hpp"
+#include "tensors.hpp"
 
 namespace herald {
 namespace {
@@ -25,6 +28,8 @@ struct ThreadState {
   uint32_t ops_seen = 0;  // not yet in the job's row
   uint32_t ops_since_unknown = 0;
   OpTimer timer;
+  uint64_t recording = 0;  // the recording that `tape` belongs to
+  Tape* tape = nullptr;
   struct {
     const char* pointer = nullptr;
     const OpName* name = nullptr;
@@ -63,23 +68,38 @@ class Callbacks {
  public:
   void attach() {
     Guard guard(mutex_);
+    attached_ = true;
     set(gate_, true);
     set(learner_, true);
     learning_.store(true, std::memory_order_relaxed);
   }
 
+  bool arm(bool armed) {
+    Guard guard(mutex_);
+    if (!attached_ || (!armed && learning_.load(std::memory_order_relaxed))) return false;
+    set(gate_, armed);
+    return true;
+  }
+
   void detach() {
     Guard guard(mutex_);
+    attached_ = false;
     set(gate_, false);
     set(learner_, false);
   }
 
   void reset_lock() { new (&mutex_) Mutex; }
 
+  void record(const Recorder* recorder) {
+    Guard guard(mutex_);
+    set(recorder_, recorder && !recorder->detail());
+    set(detail_, recorder && recorder->detail());
+  }
+
   void learn(bool wanted) {
     if (learning_.load(std::memory_order_relaxed) == wanted) return;
     Guard guard(mutex_);
-    if (!gate_.on) return;
+    if (!attached_) return;
     set(learner_, wanted);
     learning_.store(wanted, std::memory_order_relaxed);
   }
@@ -88,6 +108,8 @@ class Callbacks {
   struct Callback {
     at::RecordFunctionCallback::StartCallback start;
     at::RecordFunctionCallback::EndCallback end;
+    bool everything = false;  // autograd nodes and user ranges, too
+    bool outputs = false;
     at::CallbackHandle handle = at::INVALID_CALLBACK_HANDLE;
     bool on = false;
   };
@@ -97,8 +119,10 @@ class Callbacks {
     if (c.on == on) return;
     c.on = on;
     if (c.handle == at::INVALID_CALLBACK_HANDLE) {
-      c.handle = at::addGlobalCallback(
-          at::RecordFunctionCallback(c.start, c.end).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+      auto callback = at::RecordFunctionCallback(c.start, c.end).needsInputs(true).needsOutputs(c.outputs);
+      std::unordered_set<at::RecordScope, std::hash<at::RecordScope>> scopes{at::RecordScope::FUNCTION};
+      if (c.everything) scopes.insert({at::RecordScope::BACKWARD_FUNCTION, at::RecordScope::USER_SCOPE});
+      c.handle = at::addGlobalCallback(callback.scopes(scopes));
     } else if (on) {
       at::reenableCallback(c.handle);
     } else {
@@ -109,11 +133,16 @@ class Callbacks {
   static std::unique_ptr<at::ObserverContext> on_gate(const at::RecordFunction& fn);
   static std::unique_ptr<at::ObserverContext> on_learn(const at::RecordFunction& fn);
   static void on_learnt(const at::RecordFunction& fn, at::ObserverContext*);
+  static std::unique_ptr<at::ObserverContext> on_begin(const at::RecordFunction& fn);
+  static void on_end(const at::RecordFunction& fn, at::ObserverContext*);
 
   Mutex mutex_;
   Callback gate_{&on_gate, nullptr};
   Callback learner_{&on_learn, &on_learnt};
+  Callback recorder_{&on_begin, &on_end, true};
+  Callback detail_{&on_begin, &on_end, true, true};
   std::atomic<bool> learning_{false};
+  bool attached_ = false;
 };
 
 Callbacks* g_callbacks = new Callbacks;
@@ -123,13 +152,14 @@ struct Op {
   Operands operands;
   Signature* signature;  // null when the table of costs is full
   Kind kind;
+  bool gated_inside;
 };
 
 // False when the op is none of ours: no gate, a serving thread, no device time, another device.
 bool look_up(const Gate* gate, ThreadState& thread, const at::RecordFunction& fn, Op* op) {
   if (!gate || thread.serving_era == g_serving_era.load(std::memory_order_relaxed)) return false;
   const OpName& name = *thread.intern(fn.name());
-  if (!name.device_op) return false;
+  if (!name.device_op || (name.region && gate->is_cuda())) return false;
   const c10::DeviceType device = gate->is_cuda() ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
   op->operands = SignatureReader(device).read(name, fn.inputs());
   if (op->operands.device_index < 0) return false;
@@ -138,6 +168,7 @@ bool look_up(const Gate* gate, ThreadState& thread, const at::RecordFunction& fn
     op->signature = g_costs->add(op->operands.key, op->operands.numel, describe(name, fn.inputs()));
   }
   op->kind = op->signature ? op->signature->kind.load(std::memory_order_acquire) : kUnknown;
+  op->gated_inside = name.gated_inside;
   return true;
 }
 
@@ -163,11 +194,11 @@ std::unique_ptr<at::ObserverContext> Callbacks::on_gate(const at::RecordFunction
   if (op.kind == kNone) return nullptr;
   const int64_t self_ns = op.signature ? op.signature->self_ns.load(std::memory_order_relaxed) : 0;
   if (op.kind == kLight && !gate->all_heavy()) {
-    gate->row().light_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
+    gate->pass_light(self_ns);
   } else if (op.kind == kUnknown) {
     gate->pass_unknown(static_cast<uint32_t>(op.operands.device_index));
   } else {
-    gate->pass_known(static_cast<uint32_t>(op.operands.device_index), self_ns);
+    gate->pass_known(static_cast<uint32_t>(op.operands.device_index), self_ns, op.gated_inside);
   }
   return nullptr;
 }
@@ -188,18 +219,203 @@ void Callbacks::on_learnt(const at::RecordFunction& fn, at::ObserverContext*) {
   if (t_state && t_state->timer.inside()) t_state->timer.end(&fn, *g_costs);
 }
 
+// What is being recorded now. One at a time; set and cleared by herald_record_start and _stop.
+struct Recording {
+  Recording(uint64_t number, const CudaDriver* cuda, Costs* known, bool detail)
+      : number(number), recorder(cuda, known, detail) {}
+  const uint64_t number;
+  Recorder recorder;
+  StorageNames storages;
+  Mutex mutex;
+  std::unordered_map<uint64_t, std::string> args;  // by signature key
+};
+
+std::atomic<Recording*> g_recording{nullptr};
+Recording* g_recorded = nullptr;  // the last one, kept until the next; Python serialises start, stop and read
+// Of all recordings of this process: who has work of its own. Shorter than this is none: wrappers are known by name, and
+// a border that is left out gives a short op's time to its neighbour.
+Costs* g_recorded_costs = [] {
+  auto* costs = new Costs;
+  costs->rule.none_below_ns = 300;
+  return costs;
+}();
+
+Tape& tape_of(ThreadState& thread, Recording& recording) {
+  if (thread.recording != recording.number) {
+    thread.tape = recording.recorder.new_tape();
+    thread.recording = recording.number;
+  }
+  return *thread.tape;
+}
+
+RecordedScope recorded_scope(at::RecordScope scope) {
+  if (scope == at::RecordScope::BACKWARD_FUNCTION) return kScopeBackward;
+  return scope == at::RecordScope::USER_SCOPE ? kScopeUser : kScopeFunction;
+}
+
+// The signature of an op, or of a name alone where there is no device time to tell apart.
+Signature* recorded_signature(Costs& known, const OpName& name, uint64_t key, uint64_t numel, const at::RecordFunction* fn) {
+  Signature* s = known.find(key);
+  if (s) return s;
+  s = known.add(key, numel, fn ? describe(name, fn->inputs()) : name.text);
+  if (s && !fn) s->kind.store(kNone, std::memory_order_relaxed);
+  return s;
+}
+
+void record_begin(Recording& recording, const at::RecordFunction& fn) {
+  ThreadState& thread = thread_state();
+  Tape& tape = tape_of(thread, recording);
+  Recorder& recorder = recording.recorder;
+  const OpName& name = *thread.intern(fn.name());
+  const RecordedScope scope = recorded_scope(fn.scope());
+  Operands operands;
+  operands.key = name.hash;
+  const bool reads = scope == kScopeFunction && (name.device_op || recorder.detail());
+  if (reads) {
+    const auto device = recorder.is_cuda() ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
+    operands = SignatureReader(device).read(name, fn.inputs());
+  }
+  Signature* s = recorded_signature(recorder.known(), name, operands.key, operands.numel, reads ? &fn : nullptr);
+  if (s && !name.device_op) s->kind.store(kNone, std::memory_order_relaxed);
+  const bool has_device = name.device_op && !(name.region && recorder.is_cuda());
+  recorder.begin(tape, &fn, s, scope, has_device ? operands.device_index : -1, fn.seqNr());
+  if (recorder.detail()) tape.inputs.push_back({read_inputs(fn, recording.storages), to_json(fn.inputs())});
+}
+
+void record_end(Recording& recording, const at::RecordFunction& fn) {
+  ThreadState& thread = thread_state();
+  if (thread.recording != recording.number) return;
+  Tape& tape = *thread.tape;
+  const int32_t index = recording.recorder.end(tape, &fn);
+  if (index < 0 || tape.inputs.empty()) return;
+  const Tape::Inputs inputs = std::move(tape.inputs.back());
+  tape.inputs.pop_back();
+  std::vector<RecordedTensor> outputs;
+  for (const c10::IValue& output : fn.outputs()) add_tensors(output, -1, recording.storages, &outputs);
+  tape.add_tensors(index, inputs.tensors, outputs);
+  const Signature* s = tape.signatures[static_cast<size_t>(index)];
+  if (!s) return;
+  Guard guard(recording.mutex);
+  std::string& args = recording.args[s->key.load(std::memory_order_relaxed)];
+  if (args.empty()) args = "{\"in\":" + inputs.args + ",\"out\":" + to_json(fn.outputs()) + "}";
+}
+
+std::unique_ptr<at::ObserverContext> Callbacks::on_begin(const at::RecordFunction& fn) {
+  if (Recording* recording = g_recording.load(std::memory_order_acquire)) record_begin(*recording, fn);
+  return nullptr;
+}
+
+void Callbacks::on_end(const at::RecordFunction& fn, at::ObserverContext*) {
+  if (Recording* recording = g_recording.load(std::memory_order_acquire)) record_end(*recording, fn);
+}
+
 }  // namespace
 
 void enable_callbacks() { g_callbacks->attach(); }
 
 void disable_callbacks() { g_callbacks->detach(); }
 
+bool arm_callbacks(bool armed) { return g_callbacks->arm(armed); }
+
 void mark_serving_thread() { thread_state().serving_era = g_serving_era.load(std::memory_order_relaxed); }
 
 void reset_hook_in_child() {
-  g_names = new OpNames;
+  g_names = g_names->successor().release();
+  g_recording.store(nullptr, std::memory_order_release);
   g_callbacks->reset_lock();
   if (t_state) *t_state = ThreadState();
 }
 
 }  // namespace herald
+
+using namespace herald;
+
+#define HERALD_API __attribute__((visibility("default")))
+extern "C" {
+
+// Ops that only call other ops: decided by name. Before the first op.
+HERALD_API void herald_names_wrapper(const char* name) { g_names->add_wrapper(name); }
+
+// Starts recording all threads. Device time by stream events on CUDA device `index`; wall time where that is < 0.
+// Returns 1, or 0 with the reason in `error`.
+HERALD_API int herald_record_start(int index, int detail, char* error, size_t error_size) {
+  static uint64_t number = 0;
+  if (g_recording.load(std::memory_order_acquire)) {
+    std::snprintf(error, error_size, "another recording is running in this process");
+    return 0;
+  }
+  const CudaDriver* driver = nullptr;
+  std::string why;
+  if (index >= 0 && !(driver = ready_cuda_driver(index, &why))) {
+    std::snprintf(error, error_size, "%s", why.c_str());
+    return 0;
+  }
+  delete g_recorded;
+  g_recorded = new Recording(++number, driver, g_recorded_costs, detail != 0);
+  g_recording.store(g_recorded, std::memory_order_release);
+  g_callbacks->record(&g_recorded->recorder);
+  return 1;
+}
+
+// Stops; ops that are running meanwhile may be lost. The recording can be read until the next one starts.
+HERALD_API void herald_record_stop() {
+  g_recording.store(nullptr, std::memory_order_release);
+  g_callbacks->record(nullptr);
+}
+
+// A range of this thread, as an event of scope mark.
+HERALD_API void herald_record_mark_begin(const char* text) {
+  Recording* recording = g_recording.load(std::memory_order_acquire);
+  if (!recording) return;
+  const OpName& name = *g_names->intern(text);
+  Recorder& recorder = recording->recorder;
+  Signature* s = recorded_signature(recorder.known(), name, name.hash, 0, nullptr);
+  recorder.begin(tape_of(thread_state(), *recording), nullptr, s, kScopeMark, -1, -1);
+}
+
+HERALD_API void herald_record_mark_end() {
+  Recording* recording = g_recording.load(std::memory_order_acquire);
+  if (recording) recording->recorder.end(tape_of(thread_state(), *recording), nullptr);
+}
+
+// Reads the device times that are left; the device must be idle.
+HERALD_API void herald_record_finish() {
+  if (g_recorded) g_recorded->recorder.finish();
+}
+
+HERALD_API uint32_t herald_record_tapes() {
+  return g_recorded ? static_cast<uint32_t>(g_recorded->recorder.tapes().size()) : 0;
+}
+
+// One thread's events and tensors, in the recorder's memory: valid until the next recording starts.
+HERALD_API void herald_record_tape(uint32_t i, const RecordedEvent** events, uint64_t* num_events,
+                                   const RecordedTensor** tensors, uint64_t* num_tensors) {
+  const Tape& tape = *g_recorded->recorder.tapes()[i];
+  *events = tape.events.data();
+  *num_events = tape.events.size();
+  *tensors = tape.tensors.data();
+  *num_tensors = tape.tensors.size();
+}
+
+// The i-th signature of all recordings; 0 past the last. `text` is cut at `size` bytes.
+HERALD_API int herald_record_signature(uint64_t i, uint64_t* key, uint64_t* numel, char* text, size_t size) {
+  std::string readable;
+  const Signature* s = g_recorded_costs->at(i, &readable);
+  if (!s) return 0;
+  *key = s->key.load(std::memory_order_relaxed);
+  *numel = s->numel.load(std::memory_order_relaxed);
+  std::snprintf(text, size, "%s", readable.c_str());
+  return 1;
+}
+
+// The arguments of a signature as JSON, from a recording in detail; null without. Valid until the next recording.
+HERALD_API const char* herald_record_args(uint64_t key) {
+  if (!g_recorded) return nullptr;
+  const auto found = g_recorded->args.find(key);
+  return found == g_recorded->args.end() ? nullptr : found->second.c_str();
+}
+
+// For PyCFunction_NewEx: 0 is `begin(name, values)`, made with a tuple of tensor types as its self; 1 is `end()`.
+HERALD_API void* herald_launch_method(int which) { return &launch_methods[which]; }
+
+}  // extern "C"

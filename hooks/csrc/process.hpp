@@ -16,10 +16,13 @@ extern Costs* g_costs;
 extern std::atomic<uint32_t> g_serving_era;
 
 const CudaDriver& cuda_driver();  // valid once a CUDA job is attached
+const CudaDriver* ready_cuda_driver(int index, std::string* error);  // loaded, for that device; or null
 
 // In ophook.cpp: the RecordFunction callbacks, and what they keep per thread.
 void enable_callbacks();
 void disable_callbacks();
+// Between the two: turns the gate's callback on or off. Off, an op costs nothing; refused (false) while ops are learnt.
+bool arm_callbacks(bool armed);
 void mark_serving_thread();  // this thread began a request: it is never gated
 void reset_hook_in_child();
 

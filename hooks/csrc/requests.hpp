@@ -2,12 +2,16 @@
 //
 // begin() and end() are called by serving threads, watch() by the process's agent. Completion on CUDA is seen through
 // words that the requests' own streams write: no CUDA call, no GIL, any number of threads, streams and overlaps.
+// Progress has words of its own, so that a mark that lands late, on another stream, can never undo a completion.
 #pragma once
+
+#include <pthread.h>
 
 #include <cstdint>
 #include <vector>
 
 #include "cuda_driver.hpp"
+#include "job_progress.hpp"
 #include "mutex.hpp"
 #include "table.hpp"
 
@@ -18,9 +22,12 @@ class HighJob {
   static constexpr uint32_t kMostRequests = 4096;
   static constexpr int64_t kNever = INT64_MAX;
 
-  // `words`: kMostRequests zeroed 32-bit words, mapped for CUDA at `words_device`; null on CPU.
+  static constexpr uint32_t kNumWords = 2 * kMostRequests;  // of completion, then of progress
+
+  // `words`: kNumWords zeroed 32-bit words, mapped for CUDA at `words_device`; null on CPU.
   HighJob(TableView table, uint32_t row, int cuda_index, a32* words, uint64_t words_device)
-      : table_(table), row_(table.row(row)), cuda_index_(cuda_index), words_(words), words_device_(words_device) {
+      : table_(table), row_(table.row(row)), cuda_index_(cuda_index), words_(words), words_device_(words_device),
+        progress_(row_, words ? words + kMostRequests : nullptr, kMostRequests) {
     requests_.resize(kMostRequests);
     free_.reserve(kMostRequests);
     for (uint32_t i = kMostRequests; i-- > 0;) free_.push_back(i);
@@ -29,7 +36,7 @@ class HighJob {
   const TableView& table() const { return table_; }
   int cuda_index() const { return cuda_index_; }
 
-  // Slot of the new request, or -1 when kMostRequests are open (it then runs untracked: inference never waits).
+  // Id of the new request, or -1 when kMostRequests are open (it then runs untracked: inference never waits).
   // `*alarm_ns`: when the agent must look again for the gate to close in time, kNever if it need not.
   int64_t begin(int64_t arrival_ns, int64_t slo_ns, int64_t* alarm_ns) {
     Guard guard(mutex_);
@@ -38,35 +45,89 @@ class HighJob {
     const int64_t now = now_ns();
     const uint32_t slot = free_.back();
     free_.pop_back();
-    requests_[slot] = {arrival_ns ? arrival_ns : now, now, slo_ns > 0 ? slo_ns : 0, true};
+    requests_[slot] = {arrival_ns ? arrival_ns : now, now, slo_ns > 0 ? slo_ns : 0, pthread_self()};
+    progress_.start(slot, now);
     open_.push_back(slot);
     ++holders_;
     row_.requests_begun.fetch_add(1, std::memory_order_relaxed);
     row_.open_requests.store(static_cast<uint32_t>(open_.size()), std::memory_order_relaxed);
     *alarm_ns = settle(now);
-    return slot;
+    return id_of(slot);
   }
 
-  // The request's work is enqueued on this thread's current stream (CUDA) or done (CPU). True when the agent must watch for completion.
-  bool end(int64_t slot, const CudaDriver* cuda) {
-    if (slot < 0 || slot >= kMostRequests) return false;
-    const bool written = cuda && write_completion(*cuda, static_cast<uint64_t>(slot));
+  // The request that a forward on this thread works for: the only one that this thread has open, or else the only one
+  // of all. -1: that cannot be told (a forward for a batch of them).
+  int64_t at_work() {
+    Guard guard(mutex_);
+    const pthread_t self = pthread_self();
+    int64_t own = -1, any = -1;
+    uint32_t num_own = 0, num_any = 0;
+    if (open_.size() > kMostToSearch) return -1;
+    for (const uint32_t slot : open_) {
+      const Request& r = requests_[slot];
+      if (r.ended) continue;
+      any = id_of(slot);
+      ++num_any;
+      if (!pthread_equal(r.thread, self)) continue;
+      own = any;
+      ++num_own;
+    }
+    return num_own == 1 ? own : num_own == 0 && num_any == 1 ? any : -1;
+  }
+
+  // The request's work up to a checkpoint, or (0) one more step of it, is enqueued on the current stream (CUDA) or done
+  // (CPU). Returns when the agent must look again.
+  int64_t mark(int64_t id, uint32_t checkpoint, const CudaDriver* cuda) {
+    const auto slot = static_cast<uint32_t>(id & 0xffff);
+    if (id < 0 || slot >= kMostRequests) return kNever;
+    uint32_t word = 0;
+    {
+      Guard guard(mutex_);
+      if (detached_ || requests_[slot].ended || id_of(slot) != id) return kNever;
+      const uint32_t position = progress_.advance(slot, checkpoint);
+      if (position == 0) return kNever;
+      if (!cuda) {
+        const int64_t now = now_ns();
+        progress_.sight(slot, position, now, true);
+        return settle(now);
+      }
+      word = progress_.word(slot, position);
+      progress_.set_marked();
+    }
+    write_word(*cuda, kMostRequests + slot, word);  // without the lock: a full stream blocks its host thread
+    return kNever;
+  }
+
+  // The request's work is enqueued on this thread's current stream (CUDA) or done (CPU). True when the agent must watch
+  // for completion.
+  bool end(int64_t id, const CudaDriver* cuda) {
+    const auto slot = static_cast<uint32_t>(id & 0xffff);
+    if (id < 0 || slot >= kMostRequests) return false;
+    const bool written = cuda && write_word(*cuda, slot, 1);
     Guard guard(mutex_);
     if (detached_) return false;  // the row may be another job's by now
+    requests_[slot].ended = true;
     if (written) {
-      ending_.push_back(static_cast<uint32_t>(slot));
+      ending_.push_back(slot);
       return true;
     }
     const int64_t now = now_ns();
-    complete(static_cast<uint32_t>(slot), now);
+    complete(slot, now);
     settle(now);
     return false;
+  }
+
+  template <typename F>
+  void with_progress(F&& change) {
+    Guard guard(mutex_);
+    change(progress_);
   }
 
   // One look by the agent. Returns when it must look again (kNever: only for its heartbeat).
   int64_t watch(int64_t now, bool* polling) {
     Guard guard(mutex_);
     row_.heartbeat_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
+    progress_.look(open_, now);
     for (size_t i = 0; i < ending_.size();) {
       const uint32_t slot = ending_[i];
       if (words_[slot].load(std::memory_order_acquire) == 0) {
@@ -79,44 +140,59 @@ class HighJob {
       complete(slot, now);
     }
     *polling = *polling || !ending_.empty();
-    return settle(now);
+    const int64_t next = settle(now);
+    if (!open_.empty()) publish(now);
+    return next;
   }
 
   void detach() {
     Guard guard(mutex_);
     detached_ = true;
+    progress_.publish_none();
     if (closed_) open_gate(now_ns());
   }
 
  private:
+  static constexpr uint32_t kMostToSearch = 64;
+
   struct Request {
     int64_t arrival_ns;
     int64_t begin_ns;
     int64_t slo_ns;
-    bool holds;  // false once it overran max_hold: it lost the gate
+    pthread_t thread;
+    bool ended = false;
+    bool holds = true;  // false once it overran max_hold: it lost the gate
+    bool out_of_slack = false;
     int64_t deadline_ns() const { return slo_ns ? arrival_ns + slo_ns : kNoDeadline; }
   };
 
-  // False when the stream cannot tell (it is being captured, or the driver fails): then the request is over now.
-  bool write_completion(const CudaDriver& cuda, uint64_t slot) const {
+  int64_t id_of(uint32_t slot) const { return int64_t{progress_.tag(slot)} << 16 | slot; }
+
+  // False when the stream cannot tell: it is being captured, or the driver fails.
+  bool write_word(const CudaDriver& cuda, uint64_t index, uint32_t value) const {
     const CudaDriver::InContext context(cuda, cuda_index_);
     const CudaStream stream = cuda.current_stream(cuda_index_);
-    return !cuda.capture_id(stream) && cuda.write_value(stream, words_device_ + slot * sizeof(uint32_t), 1, 0) == 0;
+    const uint64_t address = words_device_ + index * sizeof(uint32_t);
+    return !cuda.capture_id(stream) && cuda.write_value(stream, address, value, 0) == 0;
   }
 
-  static bool remove(std::vector<uint32_t>& slots, uint32_t slot) {
-    for (uint32_t& s : slots) {
-      if (s != slot) continue;
-      s = slots.back();
-      slots.pop_back();
-      return true;
+  // For people: the request that is due first.
+  void publish(int64_t now) {
+    const Request* first = nullptr;
+    for (const uint32_t slot : open_) {
+      const Request& r = requests_[slot];
+      if (!first || r.deadline_ns() < first->deadline_ns()) first = &r;
     }
-    return false;
+    const auto slot = static_cast<uint32_t>(first - requests_.data());
+    progress_.publish(slot, first->begin_ns, now, undisturbed_since());
   }
+
+  int64_t undisturbed_since() const { return closed_ ? closed_since_ : INT64_MAX; }
 
   void complete(uint32_t slot, int64_t now) {
-    if (!remove(open_, slot)) return;
+    if (std::erase(open_, slot) == 0) return;
     const Request& r = requests_[slot];
+    progress_.finish(slot, r.begin_ns, now, undisturbed_since());
     holders_ -= r.holds;
     const int64_t latency = now - r.arrival_ns;
     row_.latency[bucket_of(latency)].fetch_add(1, std::memory_order_relaxed);
@@ -124,6 +200,7 @@ class HighJob {
     row_.requests_done.fetch_add(1, std::memory_order_relaxed);
     if (r.slo_ns) (latency <= r.slo_ns ? row_.slo_met : row_.slo_missed).fetch_add(1, std::memory_order_relaxed);
     row_.open_requests.store(static_cast<uint32_t>(open_.size()), std::memory_order_relaxed);
+    if (open_.empty()) progress_.publish_none();
     free_.push_back(slot);
   }
 
@@ -136,7 +213,8 @@ class HighJob {
       next = std::min(next, table_.hold(row_.device).breathe_until_ns.load(std::memory_order_relaxed));
     }
     // Set again even if it is ours already: someone may have taken the bit while this process was stopped.
-    if (want && (!closed_ || !(table_.gate(row_.device, kClassHeavy).load(std::memory_order_relaxed) >> row_.bit & 1))) {
+    const uint32_t word = table_.gate(row_.device, kClassHeavy).load(std::memory_order_relaxed);
+    if (want && (!closed_ || !(word >> row_.bit & 1))) {
       close_gate(now);
     } else if (!want && closed_) {
       open_gate(now);
@@ -146,9 +224,12 @@ class HighJob {
 
   bool wants_closed(int64_t now, int64_t* next) {
     const int64_t lead = row_.lead_ns.load(std::memory_order_acquire);
+    const bool by_slack = lead > kLeadNever && lead < kLeadAlways;
     const int64_t max_hold = table_.header().max_hold_ns.load(std::memory_order_relaxed);
     int64_t earliest = kNoDeadline;
     int64_t oldest = kNever;
+    int64_t closes = kNever;
+    bool out_of_slack = false;
     for (const uint32_t slot : open_) {
       Request& r = requests_[slot];
       if (!r.holds) continue;
@@ -160,14 +241,21 @@ class HighJob {
       }
       earliest = std::min(earliest, r.deadline_ns());
       oldest = std::min(oldest, r.begin_ns);
+      if (!by_slack || !r.slo_ns) continue;
+      // For good: what a request gains on its prediction once the gate is closed is no reason to spend it again.
+      const int64_t close_at = r.deadline_ns() - progress_.lead_ns(slot, lead);
+      r.out_of_slack = r.out_of_slack || now >= close_at;
+      out_of_slack = out_of_slack || r.out_of_slack;
+      closes = std::min(closes, close_at);
     }
     row_.oldest_deadline_ns.store(earliest, std::memory_order_relaxed);
     if (holders_ == 0) return false;
     *next = oldest + max_hold + 1;
+    const int64_t within = progress_.look_within_ns();
+    if (within < kNever) *next = std::min(*next, now + within);
     if (lead >= kLeadAlways || holders_ > row_.queue_limit.load(std::memory_order_relaxed)) return true;
-    if (lead <= kLeadNever || earliest == kNoDeadline) return false;
-    if (now >= earliest - lead) return true;
-    *next = std::min(*next, earliest - lead);
+    if (!by_slack || out_of_slack) return by_slack;
+    *next = std::min(*next, closes);
     return false;
   }
 
@@ -202,6 +290,7 @@ class HighJob {
   bool closed_ = false;
   bool detached_ = false;
   int64_t closed_since_ = 0;
+  JobProgress progress_;
 };
 
 }  // namespace herald

@@ -8,15 +8,19 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace herald {
 
 // An op's name, interned. Names without a dispatcher namespace are autograd nodes and profiler ranges; a fixed list of
-// ops only ever changes metadata or allocates. Neither has device time of its own.
+// ops only ever changes metadata or allocates; torch knows which ops are made of others (wrappers, told once by Python).
+// None of them has device time of its own, so they are decided by name, without a look at what they work on.
 struct OpName {
   std::string text;
   uint64_t hash;
   bool device_op;
+  bool gated_inside;  // the replay of a graph that was captured with waits in it (herald.hooks.launches)
+  bool region;        // of compiled code, every kernel of which is announced on a GPU: it has no device time of its own
 };
 
 inline uint64_t mix(uint64_t h, uint64_t v) {  // FNV-1a over 64-bit words, with a final shift to spread low bits
@@ -27,14 +31,32 @@ inline uint64_t mix(uint64_t h, uint64_t v) {  // FNV-1a over 64-bit words, with
 class OpNames {
  public:
   static constexpr size_t kMost = 1 << 16;
+  static constexpr char kGatedReplay[] = "cuda_graph::gated_replay";
+  static constexpr char kRegion[] = "compiled::region_";
 
   const OpName* intern(const char* text) {
     std::lock_guard<std::mutex> guard(mutex_);
     const auto found = names_.find(text);
     if (found != names_.end()) return found->second.get();
     if (names_.size() >= kMost) return &overflow_;
-    auto name = std::make_unique<OpName>(OpName{text, hash(text), is_device_op(text)});
+    const bool device_op = is_device_op(text) && !wrappers_.count(text);
+    const bool gated_inside = std::strncmp(text, kGatedReplay, sizeof kGatedReplay - 1) == 0;
+    const bool region = std::strncmp(text, kRegion, sizeof kRegion - 1) == 0;
+    auto name = std::make_unique<OpName>(OpName{text, hash(text), device_op, gated_inside, region});
     return names_.emplace(text, std::move(name)).first->second.get();
+  }
+
+  // Before the first op of that name.
+  void add_wrapper(const char* text) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    wrappers_.insert(text);
+  }
+
+  // For a forked child: the lock may be held by a thread that it does not have, what it guards is whole enough to read.
+  std::unique_ptr<OpNames> successor() const {
+    auto names = std::make_unique<OpNames>();
+    names->wrappers_ = wrappers_;
+    return names;
   }
 
  private:
@@ -63,7 +85,8 @@ class OpNames {
 
   std::mutex mutex_;
   std::unordered_map<std::string, std::unique_ptr<OpName>> names_;
-  const OpName overflow_{"(too many names)", 0, false};
+  std::unordered_set<std::string> wrappers_;
+  const OpName overflow_{"(too many names)", 0, false, false, false};
 };
 
 // What one event works on.

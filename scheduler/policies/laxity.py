@@ -1,17 +1,18 @@
 """laxity: heavy training ops wait once a request's slack is used up, or as soon as a second request waits.
 
-    lead = residual + release + service time at a high quantile x inflation
+    lead = residual + release + remaining time at a high quantile x inflation
 
-closes the gate just early enough that a request which got nowhere while the gate was open still meets its
-deadline. The queue rule is not a refinement: spending the first request's slack delays the second, and
-without it plain laxity missed 16.7 % of the deadlines of a simulation in which it missed 0.10 % with it
-(DESIGN.md, Deciding).
+closes the gate just early enough that a request which gets nowhere from now on while the gate is open still meets
+its deadline. What remains is the whole service time until the request's progress is known (its checkpoints, its
+steps); then its own agent puts in what it has learnt of requests from there on. The queue rule is not a refinement:
+spending the first request's slack delays the second, and without it plain laxity missed 16.7 % of the deadlines of a
+simulation in which it missed 0.10 % with it (DESIGN.md, Deciding).
 """
 
 from dataclasses import dataclass
 
 from herald.scheduler.prediction import RELEASE_NS, infeasible, residual_ns, service_ns
-from herald.scheduler.snapshot import STRICT_PLAN, Decision, Plan, Service, Snapshot
+from herald.scheduler.snapshot import STRICT_PLAN, Decision, Pace, Plan, Service, Snapshot
 
 # Leads are rounded up to this, so that a jittering prediction is not a new plan every tick.
 _GRAIN_NS = 100_000
@@ -21,9 +22,9 @@ _GRAIN_NS = 100_000
 class Laxity:
     """Gates close when the slack of a request has been spent on training."""
 
-    quantile: float = 0.99  # of the service time; the request is assumed to have it all before it
+    quantile: float = 0.99  # of the remaining time
     # A margin for light ops, which pass a closed gate (a choice, not a measurement). How much an *open* gate
-    # slows a request does not enter: the lead counts on no progress before the gate closes.
+    # slows a request does not enter: the lead counts on no progress but what has been seen.
     inflation: float = 1.1
     queue_limit: int = 1
 
@@ -36,8 +37,13 @@ class Laxity:
         predicted_ns = service_ns(service, self.quantile)
         if predicted_ns is None or service.slo_ns is None:
             return STRICT_PLAN
-        lead_ns = residual_ns(snapshot, service.device) + RELEASE_NS + round(predicted_ns * self.inflation)
-        return Plan(-(-lead_ns // _GRAIN_NS) * _GRAIN_NS, self.queue_limit)
+        margin_ns = residual_ns(snapshot, service.device) + RELEASE_NS
+        pace = Pace(_round_up(margin_ns), round(self.inflation * 1e6), round(self.quantile * 1e6))
+        return Plan(_round_up(margin_ns + round(predicted_ns * self.inflation)), self.queue_limit, pace)
+
+
+def _round_up(ns: int) -> int:
+    return -(-ns // _GRAIN_NS) * _GRAIN_NS
 
 
 POLICY = Laxity()

@@ -183,3 +183,19 @@ def test_the_cost_of_a_matmul_is_learnt_and_saved(trainer, domain: str, tmp_path
     job.save_profile(tmp_path / "costs.json")
     assert "aten::mm(Float[2048, 2048], Float[2048, 2048])" in (tmp_path / "costs.json").read_text()
     assert job.stats().longest_op_ns > 0
+
+
+def test_waits_are_enqueued_only_while_a_service_could_close_the_gate(trainer, domain: str) -> None:
+    job, a = trainer
+    for _ in range(4):
+        a @ a
+    assert job.stats().gate_points == 0
+    with Holder(domain, job):
+        for _ in range(4):
+            a @ a
+        points = job.stats().gate_points
+        assert points > 0
+    for _ in range(4):
+        a @ a
+    assert job.stats().gate_points == points
+    torch.cuda.synchronize()
