@@ -207,7 +207,23 @@ def _group_verdict(group: Group, all_groups: Sequence[Group]) -> list[Criterion]
         detail = f"{relative.low:.3f} to {relative.high:.3f}, 1 - load = {1 - group.load:.3f}"
         lines.append(criteria.at_least(f"{group.title}: training / alone", relative.value, least, detail=detail))
     lines += _against_mps(group, herald.training, all_groups)
-    return lines
+    return lines + _against_all_heavy(group, herald)
+
+
+def _against_all_heavy(group: Group, herald: Result) -> list[Criterion]:
+    """More training than where every op is heavy, at the same p99."""
+    heavy = group.result("herald-all-heavy-mps")
+    if heavy is None or not (heavy.training and heavy.inference and herald.training and herald.inference):
+        return []
+    gain = herald.training.steps_per_s / heavy.training.steps_per_s
+    p99 = f"p99 {herald.inference.p99_ms:.2f} and {heavy.inference.p99_ms:.2f} ms"
+    return [
+        Criterion(
+            what=f"{group.title}: training with classes / with every op heavy > 1, p99 <= {criteria.P99_RATIO} x alone",
+            measured=f"{gain:.4f}, {p99}",
+            passed=gain > 1 and _holds(herald),
+        )
+    ]
 
 
 def _against_mps(group: Group, herald: Training, all_groups: Sequence[Group]) -> list[Criterion]:

@@ -1,6 +1,6 @@
 """The worker processes of an experiment: started when first needed, kept alive between runs, ended together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -58,6 +58,13 @@ def launch_for(role: Role, setting: Setting, device: str, mps_pipe: str | None) 
     return Launch(role, tuple(sorted(env.items())), idle_class=lowered and device_type == "cpu")
 
 
+def load(channels: Sequence[Channel], workload: str, device: str, seed: int) -> list[dict[str, Any]]:
+    """Load a workload in every process at the same time, and warm it up; what they say of themselves."""
+    for channel in channels:
+        channel.send("load", workload=workload, device=device, seed=seed, warmup=WARMUP_STEPS)
+    return [channel.receive(LOAD_TIMEOUT_S) for channel in channels]
+
+
 @dataclass
 class Crew:
     """The processes of one pair in one MPS state."""
@@ -76,14 +83,7 @@ class Crew:
         if launch not in self._members:
             channel = self.start(launch)
             self._members[launch] = channel
-            self.facts[role] = channel.call(
-                "load",
-                timeout_s=LOAD_TIMEOUT_S,
-                workload=self.pair.workload(role),
-                device=self.device,
-                seed=self.seed,
-                warmup=WARMUP_STEPS,
-            )
+            (self.facts[role],) = load([channel], self.pair.workload(role), self.device, self.seed)
         return self._members[launch]
 
     def members(self, setting: Setting) -> dict[Role, Channel]:

@@ -4,9 +4,16 @@ from dataclasses import dataclass
 
 P99_RATIO = 1.03  # inference p99 under Herald / alone, same MPS state
 TRAINING_SHARE = 0.97  # of 1 - load
-TRAINER_OVERHEAD = 1.015  # a lone trainer, step time with / without Herald
+TRAINER_OVERHEAD = 1.005  # a lone trainer, step time with / without Herald
 INFERENCE_OVERHEAD = 1.01  # a lone service, request time with / without Herald
 HOOK_NS = 150.0  # per op event, with nothing to gate
+PREDICTION_ERROR = 0.05  # of an iteration, sum over ops against measured
+PROGRESS_ERROR = 0.10  # of what remains of a request at its middle
+COVERAGE = 0.99  # of a trainer's device time, eager
+UNGATED_MS = 2.0  # the longest stretch without a gate, compiled
+HARM_RANKS = 0.8  # rank correlation of predicted and measured harm, of ops that the rule has not seen
+LIGHT_HARM = 2.0  # measured harm of an op called light / the bound
+RECORDER_RATIO = 10.0  # cost of torch.profiler / that of the recorder, from start to results
 RECOVERY_S = 1.0  # after a process was killed
 DEMO_P99_RATIO = 1.3  # the demo's, on a CPU
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from herald.config import Limits
 from herald.errors import HeraldError, TableError
+from herald.scheduler.daemon import publish_limits
 from herald.scheduler.mps import MpsServer
 from herald.table import Table
 
@@ -47,6 +49,10 @@ class PrivateDomain:
                 raise DaemonFailed(f"herald daemon does not come up in domain {self.name}; it said:\n{said}")
             time.sleep(_LOOK_EVERY_S)
         return self._daemon.pid
+
+    def set_quantum(self, quantum_ns: int) -> None:
+        """Without a daemon: the predicted heavy time between two waits, for who attaches from now on and who has."""
+        publish_limits(Table.open(self.name), Limits(quantum_ns=quantum_ns))
 
     def kill_daemon(self) -> None:
         """End the daemon at once, as a crash would (SIGKILL)."""

@@ -1,5 +1,6 @@
 """Figures, from numbers that others computed. The only module that imports matplotlib, and only when it draws."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,11 @@ _COLOURS = {
     "herald-strict": "#0072B2",
     "herald-laxity": "#009E73",
     "herald-free": "#56B4E9",
+    "herald-all-heavy": "#F0E442",
 }
+_SOURCE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+HARMS = "classification.png"
+_LEAST_HARM = 0.5  # percent: where a harm that is noise is drawn
 
 
 class FigureError(HeraldError):
@@ -86,6 +91,43 @@ def _tail(result: Result, over: str) -> float | None:
     if over == "slo":
         return result.inference.p99_over_slo
     return result.inference.p99_ratio.value if result.inference.p99_ratio else None
+
+
+def harms(found: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Predicted against measured harm of ops, a colour per model, with the bound of the light ones."""
+    plt = _pyplot()
+    told = [row for row in found if "predicted" in row]
+    figure, ax = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
+    sources = sorted({row["op"].partition("/")[0] for row in told})
+    for source, colour in zip(sources, itertools.cycle(_SOURCE_COLOURS), strict=False):
+        mine = [row for row in told if row["op"].startswith(f"{source}/")]
+        _draw_harms(ax, [row for row in mine if row["class"] != "light"], marker="o", color=colour, label=source)
+        _draw_harms(ax, [row for row in mine if row["class"] == "light"], marker="^", color=colour)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    if told:
+        _draw_bound(ax, told[0]["bound"], told[0]["margin"])
+    ax.set_xlabel("predicted harm, in % of a request's time alone")
+    ax.set_ylabel("measured harm, in %")
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _draw_harms(ax: "Axes", points: Sequence[Mapping[str, Any]], **style: Any) -> None:
+    measured = [max(_LEAST_HARM, row["measured"]) for row in points]
+    ax.plot([row["predicted"] for row in points], measured, linestyle="none", markersize=7, alpha=0.8, **style)
+
+
+def _draw_bound(ax: "Axes", bound: float, margin: float) -> None:
+    """Ops left of the upright line are called light; none of them may be above the level one."""
+    ax.axvline(bound / margin, color="#000000", linewidth=1, linestyle="--")
+    ax.axhline(2 * bound, color="#000000", linewidth=1, linestyle=":")
+    upright, level = ax.get_xaxis_transform(), ax.get_yaxis_transform()
+    ax.text(bound / margin, 0.98, f" light below {bound:g} % / {margin:g}", transform=upright, fontsize=8, va="top")
+    ax.text(0.99, 2 * bound, f"2 x {bound:g} %", transform=level, fontsize=8, ha="right", va="bottom")
 
 
 def latency_distributions(

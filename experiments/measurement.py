@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from herald.experiments import provenance, report, rows
+from herald.experiments import provenance, report, rows, verdicts
 from herald.experiments.rows import Row
 
 
@@ -42,7 +42,7 @@ def show(kind: Kind, found: Sequence[Row], console: Console) -> bool:
         for line in kind.lines(row):
             table.add_row(*line)
     console.print(table)
-    verdict = report.READERS[kind.name](found)
+    verdict = verdicts.READERS[kind.name](found)
     for criterion in verdict:
         console.print(str(criterion), style="green" if criterion.passed else "bold red", highlight=False)
     return all(criterion.passed for criterion in verdict)

@@ -2,7 +2,8 @@
 
 One process per workload runs short blocks without and with Herald attached in turns (off on, on off, ...). Training
 runs as a training loop does, requests one after the other, each told to Herald and timed to its completion on the
-device. A pair of blocks gives a ratio; the result is their median.
+device. A pair of blocks gives a ratio; the result is their median. For a sweep over the quantum, the same process takes
+part in one domain for each quantum in turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from herald.errors import ConfigError
-from herald.experiments import settings, workloads
-from herald.experiments.crew import LOAD_TIMEOUT_S, WARMUP_STEPS, launch_for
+from herald.experiments import residual, settings, workloads
+from herald.experiments.crew import launch_for, load
 from herald.experiments.domain import PrivateDomain, private_mps
 from herald.experiments.measurement import Kind
 from herald.experiments.process import Channel, Worker
@@ -25,8 +26,9 @@ from herald.experiments.rows import Row
 
 DEFAULT = {
     "cpu": ("cpu-vgg", "cpu-rnnlm", "cpu-transformer"),
-    "cuda": ("vgg16", "rnnlm", "transformer", "graph-decode"),
+    "cuda": ("vgg16", "rnnlm", "gpt2", "transformer", "graph-decode"),
 }
+SWEPT = {"cpu": ("cpu-vgg", "cpu-rnnlm"), "cuda": ("vgg16", "rnnlm", "gpt2")}
 BLOCK_S = 0.4
 LEAST_STEPS = 5  # in a block
 LEARNT_OPS = 25_000  # learning ends 20,000 ops after the last one of unknown cost
@@ -101,69 +103,109 @@ class LoneJob:
 
 
 def run(
-    device: str, *, mps: bool, names: Sequence[str] | None, num_pairs: int, seed: int, log_dir: Path
+    device: str,
+    *,
+    mps: bool,
+    names: Sequence[str] | None,
+    num_pairs: int,
+    seed: int,
+    log_dir: Path,
+    quanta_ns: Sequence[int] = (),
 ) -> Iterator[Row]:
-    """A row per workload."""
+    """A row per workload; with ``quanta_ns``, one per trainer and quantum, and with what runs on after a close."""
     if num_pairs < 1:
         raise ConfigError(f"--blocks = {num_pairs}: give 1 or more pairs of blocks")
-    chosen = [workloads.get(name) for name in names or DEFAULT[device]]
+    chosen = [workloads.get(name) for name in names or (SWEPT if quanta_ns else DEFAULT)[device]]
     with ExitStack() as stack:
         pipe = str(stack.enter_context(private_mps("overhead")).pipe_dir) if mps else None
-        domain = stack.enter_context(PrivateDomain("overhead", log_dir))
+        domains = _domains(stack, quanta_ns, log_dir)
+        closer = _closer(stack, device, pipe, log_dir) if quanta_ns and device != "cpu" else None
         for workload in chosen:
             launch = launch_for(workload.role, settings.alone(workload.role, mps=mps), device, pipe)
             with Worker(launch, log_dir) as worker:
-                facts = worker.call(
-                    "load",
-                    timeout_s=LOAD_TIMEOUT_S,
-                    workload=workload.name,
-                    device=device,
-                    seed=seed,
-                    warmup=WARMUP_STEPS,
-                )
-                job = LoneJob(worker, workload.role, device, domain.name)
-                steps = max(LEAST_STEPS, round(BLOCK_S / job.block_s(LEAST_STEPS)))
-                blocks, stats = measured(job, steps, num_pairs)
-            yield {
-                "workload": workload.name,
-                "role": workload.role,
-                "device": device,
-                "mps": mps,
-                "seed": seed,
-                "steps_per_block": steps,
-                **blocks.ratios(),
-                "herald": stats,
-                "workers": {workload.role: facts},
-            }
+                facts = load([worker], workload.name, device, seed)
+                jobs = {q: LoneJob(worker, workload.role, device, domain.name) for q, domain in domains.items()}
+                steps = max(LEAST_STEPS, round(BLOCK_S / jobs[next(iter(jobs))].block_s(LEAST_STEPS)))
+                found = measured(list(jobs.values()), steps, num_pairs)
+                for (quantum_ns, job), (blocks, stats) in zip(jobs.items(), found, strict=True):
+                    yield {
+                        "workload": workload.name,
+                        "role": workload.role,
+                        "device": device,
+                        "mps": mps,
+                        "seed": seed,
+                        "quantum_ns": quantum_ns,
+                        "steps_per_block": steps,
+                        **blocks.ratios(),
+                        "residual": _residual(job, closer, steps, seed, log_dir) if closer else None,
+                        "herald": stats,
+                        "workers": {workload.role: facts[0]},
+                    }
 
 
-def measured(job: LoneJob, steps: int, num_pairs: int) -> tuple[Blocks, dict[str, Any]]:
-    """All blocks, and the counters of the job that was attached last. Attached blocks that meet share one job."""
-    blocks = Blocks()
-    stats: dict[str, Any] = {}
-    job.learn(steps)
-    for pair in range(num_pairs):
-        if pair % 2 == 0:
-            blocks.off_s.append(job.block_s(steps))
+def _domains(stack: ExitStack, quanta_ns: Sequence[int], log_dir: Path) -> dict[int | None, PrivateDomain]:
+    """A domain for every quantum, none of them with a daemon; without quanta, one as it comes (None)."""
+    domains: dict[int | None, PrivateDomain] = {}
+    for quantum_ns in quanta_ns or (None,):
+        label = "overhead" if quantum_ns is None else f"overhead-q{quantum_ns // 1000}"
+        domains[quantum_ns] = stack.enter_context(PrivateDomain(label, log_dir))
+        if quantum_ns is not None:
+            domains[quantum_ns].set_quantum(quantum_ns)
+    return domains
+
+
+def _closer(stack: ExitStack, device: str, pipe: str | None, log_dir: Path) -> Worker:
+    """The process that closes gates."""
+    launch = launch_for("inference", settings.alone("inference", mps=pipe is not None), device, pipe)
+    return stack.enter_context(Worker(launch, log_dir))
+
+
+def _residual(job: LoneJob, closer: Channel, steps: int, seed: int, log_dir: Path) -> Row | None:
+    """What runs on after a close, of a trainer whose ops are known."""
+    if job.role != "training":
+        return None
+    residual.warm_up(job.channel, closer, domain=job.domain, device=job.device, folder=log_dir)
+    job.attach(steps)
+    found = residual.measured(job.channel, closer, domain=job.domain, device=job.device, seed=seed, folder=log_dir)
+    job.detach()
+    return found
+
+
+def measured(jobs: Sequence[LoneJob], steps: int, num_pairs: int) -> list[tuple[Blocks, dict[str, Any]]]:
+    """For each job all blocks, and the counters when it was attached last.
+
+    Jobs that are one process in several domains take turns, two pairs at a time: their attached blocks share one job.
+    """
+    blocks = [Blocks() for _ in jobs]
+    stats: list[dict[str, Any]] = [{} for _ in jobs]
+    for job in jobs:
+        job.learn(steps)
+    for pair in range(0, num_pairs, 2):
+        for index, job in enumerate(jobs):
+            blocks[index].off_s.append(job.block_s(steps))
             job.attach(steps)
-            blocks.on_s.append(job.block_s(steps))
-        else:
-            blocks.on_s.append(job.block_s(steps))
-            stats = job.detach()
-            blocks.off_s.append(job.block_s(steps))
-    return blocks, stats if num_pairs % 2 == 0 else job.detach()
+            blocks[index].on_s.append(job.block_s(steps))
+            if pair + 1 < num_pairs:
+                blocks[index].on_s.append(job.block_s(steps))
+            stats[index] = job.detach()
+            if pair + 1 < num_pairs:
+                blocks[index].off_s.append(job.block_s(steps))
+    return list(zip(blocks, stats, strict=True))
 
 
 def _lines(row: Row) -> Iterator[tuple[str, ...]]:
+    residual = row.get("residual")
     yield (
         f"{row['workload']}{' (MPS)' if row['mps'] else ''}",
-        str(row["blocks"]),
+        f"{row['quantum_ns'] / 1e3:g}" if row.get("quantum_ns") else "",
         f"{row['off_ms']:.3f}",
         f"{row['on_ms']:.3f}",
         f"{row['ratio']:.4f}",
         f"{row['ratio_low']:.4f}-{row['ratio_high']:.4f}",
-        f"{row['ratio_min']:.4f}-{row['ratio_max']:.4f}",
+        f"{residual['p50_us']} / {residual['p99_us']} / {residual['max_us']}" if residual else "",
     )
 
 
-KIND = Kind("overhead", ("workload", "n", "off ms", "on ms", "ratio", "quartiles", "range"), _lines)
+KIND = Kind(
+    "overhead", ("workload", "q us", "off ms", "on ms", "ratio", "quartiles", "runs on us: p50/p99/max"), _lines
+)

@@ -7,7 +7,9 @@ same in all settings, so that requests can be compared one by one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from herald.errors import ConfigError
 from herald.experiments.arrivals import Periodic, Poisson
 from herald.experiments.crew import Pair
 from herald.experiments.settings import Setting
@@ -27,6 +29,19 @@ class Colocation:
     seed: int
     slo_ms: float | None  # None: slo_factor x the p99 of the first run alone in the same MPS state
     slo_factor: float
+    profiles: Path | None = None  # folder of profiles by workload, with which trainers attach
+
+    def profile_of(self, pair: Pair) -> str | None:
+        """The file with which the trainer of ``pair`` attaches. Raises ConfigError where it is missing."""
+        if self.profiles is None:
+            return None
+        path = profile_path(self.profiles, pair.training)
+        if not path.exists():
+            raise ConfigError(
+                f"--profiles {self.profiles}: there is no {path.name}; make it with "
+                f"`herald experiment prediction --part iterations --workload {pair.training}`"
+            )
+        return str(path.resolve())
 
     def arrivals_of(self, repetition: int) -> Poisson | Periodic:
         """The arrivals of a repetition."""
@@ -56,6 +71,11 @@ class PlannedRun:
     key: RunKey
     pair: Pair
     setting: Setting
+
+
+def profile_path(folder: Path, workload: str) -> Path:
+    """Where the profile of a workload is kept, and looked for."""
+    return folder / f"{workload}.profile.json"
 
 
 def plan(experiment: Colocation) -> list[PlannedRun]:

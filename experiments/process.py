@@ -37,6 +37,7 @@ class Launch:
     name: str
     env: tuple[tuple[str, str], ...] = ()  # on top of this process's environment
     idle_class: bool = False  # SCHED_IDLE
+    module: str = "herald.experiments.worker"  # what runs in it: a main() that serves commands
 
 
 class Channel(Protocol):
@@ -60,14 +61,14 @@ class Channel(Protocol):
 
 
 class Worker:
-    """A running `herald.experiments.worker`."""
+    """A running process that serves commands as `herald.experiments.worker` does."""
 
     def __init__(self, launch: Launch, log_dir: Path) -> None:
         self.launch = launch
         self._log_path = log_dir / f"{launch.name}-{os.urandom(3).hex()}.log"
         with self._log_path.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "herald.experiments.worker", *([IDLE_FLAG] if launch.idle_class else [])],
+                [sys.executable, "-m", launch.module, *([IDLE_FLAG] if launch.idle_class else [])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,15 +1,15 @@
 """`herald experiment report`: tables, criteria and figures, all from rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from herald.experiments import analysis, criteria, figures, rows
+from herald.experiments import analysis, figures, rows
 from herald.experiments.analysis import Group, Result
 from herald.experiments.criteria import Criterion
-from herald.experiments.rows import Row
+from herald.experiments.verdicts import READERS
 
 WIDTH = 80
 HEADINGS = ("setting", "n", "p50 ms", "p99 ms", "p99/alone [95 %]", "SLO met", "training/alone")
@@ -25,6 +25,8 @@ def write(paths: Sequence[Path], out: Path, *, over: str = "slo", console: Conso
         *(c for kind, read in READERS.items() for c in read(rows.of_kind(found, kind))),
     ]
     drawn = draw(groups, out, over=over)
+    if told := rows.of_kind(found, "classification"):
+        drawn.append(figures.harms(told, out / figures.HARMS))
     (out / "report.md").write_text(markdown(groups, verdict, drawn), encoding="utf-8")
     show(groups, verdict, console or Console(width=WIDTH))
     return verdict
@@ -101,64 +103,3 @@ def markdown(groups: Sequence[Group], verdict: Sequence[Criterion], drawn: Seque
 def _heading(group: Group) -> str:
     load = f"; load {group.load:.3f}, 1 - load {1 - group.load:.3f}" if group.load is not None else ""
     return group.title + load
-
-
-# What the other experiments' rows say -------------------------------------------------------------------------------
-
-
-def hook_cost(found: Sequence[Row]) -> list[Criterion]:
-    """The cost of an op event where there is nothing to gate."""
-    return [
-        criteria.at_most(f"hook, {case['case']}", case["ns_per_event"], criteria.HOOK_NS, " ns an event")
-        for row in found
-        for case in row["cases"]
-        if case["nothing_to_gate"]
-    ]
-
-
-def overhead(found: Sequence[Row]) -> list[Criterion]:
-    """What Herald costs a job that is alone."""
-    limits = {"training": criteria.TRAINER_OVERHEAD, "inference": criteria.INFERENCE_OVERHEAD}
-    return [
-        criteria.at_most(
-            f"{row['workload']} alone, time with / without Herald",
-            row["ratio"],
-            limits[row["role"]],
-            detail=f"quartiles {row['ratio_low']:.4f} to {row['ratio_high']:.4f}, {row['blocks']} blocks",
-        )
-        for row in found
-    ]
-
-
-def numerics(found: Sequence[Row]) -> list[Criterion]:
-    """Bit-identical losses."""
-    return [
-        Criterion(
-            what=f"{row['workload']} on {row['device']}: losses bit-identical under a gate that opens and closes",
-            measured=f"{row['equal']} of {row['steps']} steps; the gate closed {row['closes']} times"
-            + ("" if row["gated"] else ", but nothing waited for it"),
-            passed=row["identical"] and row["gated"],
-        )
-        for row in found
-    ]
-
-
-def faults(found: Sequence[Row]) -> list[Criterion]:
-    """How long the others took to go on after a kill."""
-    return [
-        Criterion(
-            what=f"{row['case']} on {row['device']}{', MPS' if row['mps'] else ''}: "
-            f"others go on within {criteria.RECOVERY_S:g} s",
-            measured=row["outcome"],
-            passed=row["recovered"],
-        )
-        for row in found
-    ]
-
-
-READERS: Mapping[str, Callable[[Sequence[Row]], list[Criterion]]] = {
-    "hook-cost": hook_cost,
-    "overhead": overhead,
-    "numerics": numerics,
-    "faults": faults,
-}

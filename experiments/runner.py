@@ -61,6 +61,8 @@ class Runner:
     def run(self) -> int:
         """Do what is not done yet; returns the number of new rows. Raises OutOfTime, or HeraldError naming failures."""
         todo = self._todo()
+        for run in todo:
+            self.experiment.profile_of(run.pair)
         self._check_slo(todo)
         num_before = len(self._rows)
         for (mps, _), group in groupby(todo, key=lambda run: (run.setting.mps, run.pair)):
@@ -108,6 +110,7 @@ class Runner:
             seconds=self.experiment.seconds,
             slo_ms=slo_ms,
             domain=domains.of(run.setting),
+            profile=self.experiment.profile_of(run.pair) if run.setting.policy else None,
         )
         trial = run_trial(crew, run.setting, terms)
         if slo_ms is None and "inference" in trial.answers:
@@ -187,6 +190,7 @@ def build_row(run: PlannedRun, terms: Terms, trial: Trial, slo_ms: float | None,
         "key": asdict(run.key),
         "mps": run.setting.mps,
         "policy": run.setting.policy,
+        "profile": terms.profile,
         "slo_ms": slo_ms,
         "arrivals": arrivals_data.to_json(terms.arrivals),
     }

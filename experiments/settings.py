@@ -6,6 +6,7 @@ A setting says nothing about workloads, rates or durations. Adding one is adding
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -15,6 +16,7 @@ from herald.experiments.roles import ROLES, Role
 MpsChoice = Literal["on", "off", "both"]
 MPS_CHOICES: Mapping[str, tuple[bool, ...]] = {"off": (False,), "on": (True,), "both": (False, True)}
 
+ALL_HEAVY = Path(__file__).resolve().parent / "all_heavy.toml"
 _BOTH = ROLES
 _INFERENCE: tuple[Role, ...] = ("inference",)
 _TRAINING: tuple[Role, ...] = ("training",)
@@ -43,6 +45,17 @@ def _herald(policy: str, *, mps: bool) -> Setting:
         summary=f"Herald, policy {policy}",
         mps=mps,
         policy=policy,
+    )
+
+
+def _all_heavy() -> Setting:
+    """What the classes are compared with. Its trainer is another process: classes belong to a process."""
+    return Setting(
+        name="herald-all-heavy-mps",
+        summary="Herald, policy strict, every op of the trainer heavy",
+        mps=True,
+        trainer_env=MappingProxyType({"HERALD_CONFIG": str(ALL_HEAVY)}),
+        policy="strict",
     )
 
 
@@ -79,6 +92,7 @@ SETTINGS: Mapping[str, Setting] = {
         _herald("strict", mps=True),
         _herald("laxity", mps=True),
         _herald("free", mps=True),
+        _all_heavy(),
     )
 }
 

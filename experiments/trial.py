@@ -27,6 +27,8 @@ class Terms:
     seconds: float
     slo_ms: float | None = None  # needed where Herald takes part
     domain: str | None = None  # likewise
+    profile: str | None = None  # a file of op costs, with which the trainer attaches
+    follow: bool = False  # Herald follows the progress of every request
 
 
 @dataclass(frozen=True)
@@ -66,4 +68,6 @@ def _attach(members: dict[Role, Channel], device: str, terms: Terms) -> None:
             slo=f"{terms.slo_ms:.3f}ms" if role == "inference" else None,
             device=device,
             settle=SETTLE_STEPS,
+            **({"profile": terms.profile} if role == "training" and terms.profile else {}),
+            **({"follow": True} if role == "inference" and terms.follow else {}),
         )

@@ -72,16 +72,31 @@ class Session:
         }
 
     def attach(
-        self, domain: str, priority: Literal["high", "low"], slo: str | None, device: str, settle: int
+        self,
+        *,
+        domain: str,
+        priority: Literal["high", "low"],
+        slo: str | None,
+        device: str,
+        settle: int,
+        profile: str | None = None,
+        follow: bool = False,
     ) -> dict[str, object]:
         """Take part in Herald, then run ``settle`` steps with nobody in the way, so that it knows the ops.
 
-        May come before `load`: a program that captures a CUDA graph is to capture it attached.
+        May come before `load`: a program that captures a CUDA graph is to capture it attached. ``profile``: a file of
+        op costs. ``follow``: have Herald follow the progress of every request through the program's model.
         """
         import herald
 
+        program: Any = self.program if follow else None
+        model, name = program.model if follow else None, f"{priority}-job"
         before_s = time.monotonic()
-        self.job = herald.attach(priority=priority, slo=slo, domain=domain, device=device, name=f"{priority}-job")
+        self.job = herald.attach(
+            model, priority=priority, slo=slo, name=name, domain=domain, device=device, profile=profile
+        )
+        if follow:
+            self.job.observe_progress()
         attached_s = time.monotonic()
         if settle:
             self.steps(settle)
@@ -150,6 +165,12 @@ class Session:
             done_s.append(round(time.monotonic() - start_s, 6))
         request.end()
         return {"done_s": done_s}
+
+    def instrument(self, name: str, **fields: object) -> dict[str, object]:
+        """Have an instrument measure inside this process: see `instruments`."""
+        from herald.experiments import instruments
+
+        return instruments.get(name)(self, **fields)
 
     def _step(self) -> Any:
         """One step; for a service, one request that Herald is told of."""
@@ -223,7 +244,9 @@ class Session:
             admitted.put(error)
 
 
-COMMANDS: Mapping[str, Callable[..., dict[str, object]]] = {
+Commands = Mapping[str, Callable[..., dict[str, object]]]  # methods of a session, by name
+
+COMMANDS: Commands = {
     method.__name__: method
     for method in (
         Session.load,
@@ -234,17 +257,17 @@ COMMANDS: Mapping[str, Callable[..., dict[str, object]]] = {
         Session.train,
         Session.run,
         Session.hold,
+        Session.instrument,
     )
 }
 
 
-def serve_commands(commands: TextIO, answers: TextIO) -> None:
+def serve_commands(session: object, known: Commands, commands: TextIO, answers: TextIO) -> None:
     """Answer commands until there are no more."""
-    session = Session()
     for line in commands:
         fields = json.loads(line)
         try:
-            answer: dict[str, object] = {"ok": COMMANDS[fields.pop("do")](session, **fields)}
+            answer: dict[str, object] = {"ok": known[fields.pop("do")](session, **fields)}
         except Exception as error:
             traceback.print_exc()
             answer = {"error": str(error) or repr(error), "kind": type(error).__name__}
@@ -252,7 +275,7 @@ def serve_commands(commands: TextIO, answers: TextIO) -> None:
         answers.flush()
 
 
-def main() -> None:
+def main(session: object, known: Commands) -> None:
     """Keep standard output for answers alone: what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -260,7 +283,7 @@ def main() -> None:
         from herald import launch
 
         launch.use_idle_class()  # before torch starts threads: they inherit it
-    serve_commands(sys.stdin, answers)
+    serve_commands(session, known, sys.stdin, answers)
 
 
 def _sleep_until(time_s: float) -> None:
@@ -273,4 +296,4 @@ def _is_plain(value: object) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    main(Session(), COMMANDS)

@@ -8,9 +8,26 @@ from typing import Any
 import pytest
 
 from herald.cli import main
-from herald.experiments import cli, demo, faults, hook_cost, measurement, numerics, overhead, rows, runner
+from herald.experiments import (
+    classification,
+    cli,
+    coverage,
+    demo,
+    faults,
+    hook_cost,
+    measurement,
+    measurement_cli,
+    numerics,
+    overhead,
+    prediction,
+    recorder_overhead,
+    rows,
+    runner,
+    verdicts,
+)
 from herald.experiments.plan import Colocation
 
+MEASUREMENTS = (hook_cost, recorder_overhead, prediction, classification, coverage, numerics, overhead, faults)
 PAIR = "cpu-transformer+cpu-vgg"
 COLOCATION = ["experiment", "colocation", "--pair", PAIR, "--device", "cpu"]
 
@@ -97,7 +114,7 @@ def test_the_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "kind", ["colocation", "report", "hook-cost", "numerics", "overhead", "faults"], ids=lambda kind: kind
+    "kind", ["colocation", "report", *(module.KIND.name for module in MEASUREMENTS)], ids=lambda kind: kind
 )
 def test_every_experiment_explains_itself(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
@@ -125,7 +142,7 @@ HOOK_CASE = {
 }
 
 
-@pytest.mark.parametrize(("cost_ns", "code"), [(100.0, 0), (151.0, cli.EXIT_MISSED)])
+@pytest.mark.parametrize(("cost_ns", "code"), [(100.0, 0), (151.0, measurement_cli.EXIT_MISSED)])
 def test_a_measurement_is_kept_shown_and_judged(
     cost_ns: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,13 +205,34 @@ class Script:
 def test_blocks_take_turns_and_end_detached() -> None:
     script = Script()
     job = overhead.LoneJob(script, "training", "cpu", "domain")  # type: ignore[arg-type]  # a part of a Channel
-    blocks, stats = overhead.measured(job, steps=5, num_pairs=3)
+    ((blocks, stats),) = overhead.measured([job], steps=5, num_pairs=3)
     assert script.asked[:3] == ["attach", "stats", "detach"]  # it learns before anything is measured
     turns = script.asked[3:]
     on = ["train", "attach", "train", "train", "detach", "train"]
     assert turns == [*on, "train", "attach", "train", "detach"]
     assert (len(blocks.off_s), len(blocks.on_s)) == (3, 3)
     assert stats["ops_seen"] == 10**6
+
+
+def test_quanta_take_turns() -> None:
+    scripts = {q: Script() for q in ("a", "b")}
+    jobs = [overhead.LoneJob(script, "training", "cpu", q) for q, script in scripts.items()]  # type: ignore[arg-type]
+    found = overhead.measured(jobs, steps=5, num_pairs=4)
+    assert [(len(blocks.off_s), len(blocks.on_s)) for blocks, _ in found] == [(4, 4), (4, 4)]
+
+
+OVERHEAD_ROW = {"workload": "w", "role": "training", "ratio_low": 1.0, "ratio_high": 1.1, "blocks": 4}
+
+
+def test_only_the_default_quantum_is_judged() -> None:
+    rows = [OVERHEAD_ROW | {"ratio": r, "quantum_ns": q} for r, q in ((1.02, 125_000), (1.004, 250_000), (1.001, None))]
+    assert [criterion.passed for criterion in verdicts.overhead(rows)] == [True, True]
+
+
+@pytest.mark.parametrize(("text", "said"), [("250", "has no unit"), ("1s", "from 10us to 100ms")])
+def test_a_bad_quantum_is_refused(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "overhead", "--quantum", text, "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_progress_is_counted_from_the_kill() -> None:
@@ -210,7 +248,5 @@ def test_no_progress_after_the_kill_is_said() -> None:
 
 
 def test_every_measurement_has_criteria_and_a_table() -> None:
-    from herald.experiments import report
-
-    kinds = {module.KIND.name for module in (hook_cost, numerics, overhead, faults)}
-    assert kinds == set(report.READERS)
+    kinds = {m.KIND.name for m in MEASUREMENTS}
+    assert kinds == set(verdicts.READERS)

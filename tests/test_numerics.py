@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from herald.errors import ConfigError
-from herald.experiments import numerics, report
+from herald.experiments import numerics, verdicts
 from herald.experiments.numerics import Losses
 
 
@@ -17,7 +17,7 @@ def test_losses_are_bit_identical_under_a_gate_that_opens_and_closes(tmp_path: P
     assert row["gate_points"] > 0
     assert row["held"]
     assert row["first_loss"] != row["last_loss"]
-    assert [criterion.passed for criterion in report.numerics([row])] == [True]
+    assert [criterion.passed for criterion in verdicts.numerics([row])] == [True]
 
 
 def test_a_loss_that_differs_in_its_last_bit_counts() -> None:
@@ -28,7 +28,7 @@ def test_a_loss_that_differs_in_its_last_bit_counts() -> None:
 
 def test_equal_losses_without_any_gating_are_a_failure() -> None:
     row = {"workload": "w", "device": "cpu", "equal": 3, "steps": 3, "closes": 0, "identical": True, "gated": False}
-    (criterion,) = report.numerics([row])
+    (criterion,) = verdicts.numerics([row])
     assert not criterion.passed
     assert "nothing waited" in criterion.measured
 

@@ -66,6 +66,18 @@ def outcomes(found: list[Row]) -> dict[str, bool]:
     return {re.sub(r".*(p99 / alone|training / alone|every MPS setting).*", r"\1", c.what): c.passed for c in verdict}
 
 
+@pytest.mark.parametrize(("steps_per_s", "passed"), [(9.2, True), (9.0, False), (8.8, False)])
+def test_classes_are_to_train_more_than_where_every_op_is_heavy(steps_per_s: float, passed: bool) -> None:
+    found = [
+        row("alone-mps", latency_ms=20, mps=True),
+        row("train-alone-mps", steps_per_s=10, mps=True),
+        row("herald-strict-mps", latency_ms=20.2, steps_per_s=steps_per_s, mps=True),
+        row("herald-all-heavy-mps", latency_ms=20.1, steps_per_s=9.0, mps=True),
+    ]
+    (criterion,) = [c for c in analysis.verdict(analysis.groups(found)) if "every op heavy" in c.what]
+    assert criterion.passed is passed
+
+
 def test_load_is_the_busy_fraction_of_the_service_alone() -> None:
     without, under = analysis.groups(colocation())
     assert (without.mps, under.mps) == (False, True)

@@ -224,6 +224,20 @@ def test_a_failed_run_costs_its_row_and_its_processes_only(fleet: Fleet, tmp_pat
     assert len(fleet.workers) == 3  # the service that failed, then a fresh pair
 
 
+def test_a_trainer_attaches_with_the_profile_of_its_workload(fleet: Fleet, tmp_path: Path) -> None:
+    strict: tuple[Setting, ...] = (settings.get("herald-strict"),)
+    profiled = replace(EXPERIMENT, settings=strict, repeats=1, slo_ms=50.0, profiles=tmp_path)
+    with pytest.raises(ConfigError, match=r"no cpu-vgg.profile.json; make it with"):
+        runner(fleet, tmp_path, profiled).run()
+    assert not fleet.workers
+    path = tmp_path / "cpu-vgg.profile.json"
+    path.touch()
+    runner(fleet, tmp_path, profiled).run()
+    training, inference = fleet.told("attach")
+    assert training["profile"] == str(path.resolve()) == rows.read(tmp_path / "colocation.jsonl")[0]["profile"]
+    assert "profile" not in inference
+
+
 def test_a_run_under_herald_attaches_with_its_slo_and_leaves(fleet: Fleet, tmp_path: Path) -> None:
     strict: tuple[Setting, ...] = (settings.get("herald-strict"),)
     before = domains()

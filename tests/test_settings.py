@@ -2,6 +2,7 @@
 
 import pytest
 
+from herald import config
 from herald.errors import ConfigError
 from herald.experiments import settings
 from herald.experiments.crew import Pair, launch_for
@@ -61,6 +62,14 @@ def test_under_mps_only_what_is_read_at_start_makes_another_trainer_process() ->
     assert env["mps-pct-50"] == env["mps"] | {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50"}
     assert env["mps-priority"] == env["herald-strict-mps"] == env["mps"] | {"CUDA_MPS_CLIENT_PRIORITY": "1"}
     assert all(variables["CUDA_MPS_PIPE_DIRECTORY"] == "/pipe" for variables in env.values())
+
+
+def test_a_trainer_whose_ops_are_all_heavy_is_a_process_with_such_a_config() -> None:
+    setting = settings.get("herald-all-heavy-mps")
+    env = dict(launch_for("training", setting, "cuda", "/pipe").env)
+    assert config.load(env["HERALD_CONFIG"]).classes.light_percent == 0
+    env.pop("HERALD_CONFIG")
+    assert env == dict(launch_for("training", settings.get("herald-strict-mps"), "cuda", "/pipe").env)
 
 
 @pytest.mark.parametrize(("device", "pipe"), [("cpu", None), ("cuda", None), ("cuda", "/pipe")])

@@ -1,12 +1,15 @@
 """Workloads are what they say, and follow from their seed alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from herald.errors import ConfigError
-from herald.experiments import loading, networks, workloads
+from herald.experiments import convnets, language_models, loading, small_networks, workloads
 from herald.experiments.completion import mark
 from herald.experiments.roles import ROLES
 
@@ -26,13 +29,13 @@ def losses(name: str, seed: int, count: int = 3) -> list[float]:
     return [program.step().item() for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", workloads.names("training", "cpu"))
+@pytest.mark.parametrize("name", [n for n in workloads.names("training", "cpu") if not n.endswith("-compiled")])
 def test_training_follows_from_its_seed(name: str) -> None:
     assert losses(name, seed=1) == losses(name, seed=1)
     assert losses(name, seed=1) != losses(name, seed=2)
 
 
-@pytest.mark.parametrize("name", ["cpu-vgg", "cpu-rnnlm"])
+@pytest.mark.parametrize("name", ["cpu-vgg", "cpu-rnnlm", "cpu-resnet", "cpu-gpt", "cpu-dlrm", "small-ops"])
 def test_training_learns(name: str) -> None:
     program = workloads.get(name).make(CPU, 0)
     first = program.step().item()
@@ -82,17 +85,76 @@ def test_a_workload_for_gpus_says_what_to_take_on_a_cpu() -> None:
         workloads.get("vgg16").make("cpu", 0)
 
 
-def test_vgg16_is_the_one_of_the_paper() -> None:
+@pytest.mark.parametrize(
+    ("build", "num_parameters"),
+    [
+        (lambda: convnets.vgg(convnets.VGG16), 138_357_544),
+        (lambda: convnets.resnet(convnets.RESNET50), 25_557_032),
+        (lambda: convnets.convnext(convnets.CONVNEXT_TINY), 28_589_128),
+        (lambda: language_models.Gpt(language_models.GPT2_SMALL), 124_439_808),
+        (lambda: language_models.BertEncoder(language_models.BERT_BASE).bert.blocks, 85_054_464),
+    ],
+    ids=["vgg16", "resnet50", "convnext", "gpt2", "bert"],
+)
+def test_a_network_is_the_one_of_its_paper(build: Callable[[], nn.Module], num_parameters: int) -> None:
     with torch.device("meta"):
-        model = networks.vgg(networks.VGG16)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 138_357_544
-    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+        assert sum(parameter.numel() for parameter in build().parameters()) == num_parameters
+
+
+@pytest.mark.parametrize("network", [convnets.vgg(convnets.VGG16_SMALL), convnets.resnet(convnets.RESNET_SMALL)])
+def test_images_become_logits(network: nn.Module) -> None:
+    assert network(torch.zeros(2, 3, 32, 32)).shape[0] == 2
+
+
+def test_a_gpt_does_not_look_ahead() -> None:
+    torch.manual_seed(0)
+    model = language_models.Gpt(language_models.TINY)
+    tokens = torch.randint(100, (1, 8))
+    changed = tokens.clone()
+    changed[0, 5:] = 0
+    with torch.no_grad():
+        assert torch.allclose(model(tokens)[0, :5], model(changed)[0, :5], atol=1e-6)
+
+
+def test_a_step_of_small_ops_is_two_thousand_op_calls() -> None:
+    program = workloads.get("small-ops").make("cpu", 0)
+    program.step()
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counter.count += 1
+            return op(*args, **(kwargs or {}))
+
+    with Counter():
+        program.step()
+    assert Counter.count == pytest.approx(2000, rel=0.05)
+
+
+def test_tables_of_a_recommender_get_sparse_gradients() -> None:
+    model = small_networks.Dlrm(small_networks.DLRM_SMALL)
+    model(torch.zeros(3, 5), torch.zeros(4, 3, 1, dtype=torch.long)).sum().backward()
+    assert all(table.weight.grad is not None and table.weight.grad.is_sparse for table in model.tables)
+
+
+def test_a_compiled_workload_compiles_the_forward_at_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+
+    def compile_module(module: nn.Module) -> nn.Module:
+        compiled.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile_module)
+    workloads.get("cpu-vgg-compiled").make("cpu", 0)
+    workloads.get("cpu-vgg").make("cpu", 0)
+    assert len(compiled) == 1
 
 
 def test_a_cached_decoder_attends_to_what_it_has_written_and_nothing_later() -> None:
     torch.manual_seed(0)
-    decoder = networks.CachedDecoder(
-        networks.DecoderShape(width=16, layers=2, heads=2, vocabulary=50, context=8), batch=3
+    decoder = language_models.CachedDecoder(
+        language_models.DecoderShape(width=16, layers=2, heads=2, vocabulary=50, context=8), batch=3
     ).eval()
     with torch.no_grad():
         decoder.rewind(2)
@@ -108,7 +170,7 @@ def test_a_cached_decoder_attends_to_what_it_has_written_and_nothing_later() -> 
 
 
 def test_a_cached_decoder_wraps_around_at_the_end_of_its_context() -> None:
-    decoder = networks.CachedDecoder(networks.DecoderShape(8, 1, 1, 10, context=4), batch=1).eval()
+    decoder = language_models.CachedDecoder(language_models.DecoderShape(8, 1, 1, 10, context=4), batch=1).eval()
     decoder.rewind(3)
     with torch.no_grad():
         decoder()
