@@ -54,6 +54,10 @@ class PrivateDomain:
         """Without a daemon: the predicted heavy time between two waits, for who attaches from now on and who has."""
         publish_limits(Table.open(self.name), Limits(quantum_ns=quantum_ns))
 
+    def seat_service(self, device: str) -> None:
+        """A service that never has a request: trainers' hooks do not rest, and nobody closes their gate."""
+        Table.open(self.name).claim(name="idle", priority="high", device=device)
+
     def kill_daemon(self) -> None:
         """End the daemon at once, as a crash would (SIGKILL)."""
         assert self._daemon is not None, "start_daemon comes first"

@@ -3,7 +3,8 @@
 One process per workload runs short blocks without and with Herald attached in turns (off on, on off, ...). Training
 runs as a training loop does, requests one after the other, each told to Herald and timed to its completion on the
 device. A pair of blocks gives a ratio; the result is their median. For a sweep over the quantum, the same process takes
-part in one domain for each quantum in turn.
+part in one domain for each quantum in turn, and each has a service without requests: a trainer that is all alone has no
+waits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,7 @@ class LoneJob:
             settle=steps,
         )
 
-    def learn(self, steps: int) -> None:
+    def learn(self, steps: int) -> dict[str, Any]:
         """Be attached until Herald has learnt what it will. A process that attaches again has not forgotten it."""
         self.attach(steps)
         rounds = MOST_LEARNING_ROUNDS if self.role == "training" else 0  # nothing is learnt of a service
@@ -88,7 +89,7 @@ class LoneJob:
             if self.channel.call("stats", timeout_s=CALL_TIMEOUT_S)["ops_seen"] > LEARNT_OPS:
                 break
             self.block_s(steps)
-        self.detach()
+        return self.detach()
 
     def detach(self) -> dict[str, Any]:
         """Leave Herald; the job's counters."""
@@ -126,6 +127,10 @@ def run(
                 facts = load([worker], workload.name, device, seed)
                 jobs = {q: LoneJob(worker, workload.role, device, domain.name) for q, domain in domains.items()}
                 steps = max(LEAST_STEPS, round(BLOCK_S / jobs[next(iter(jobs))].block_s(LEAST_STEPS)))
+                for quantum_ns, job in jobs.items():
+                    stats = job.learn(steps)
+                    if quantum_ns is not None and job.role == "training":
+                        domains[quantum_ns].seat_service(stats["device"])
                 found = measured(list(jobs.values()), steps, num_pairs)
                 for (quantum_ns, job), (blocks, stats) in zip(jobs.items(), found, strict=True):
                     yield {
@@ -175,11 +180,10 @@ def measured(jobs: Sequence[LoneJob], steps: int, num_pairs: int) -> list[tuple[
     """For each job all blocks, and the counters when it was attached last.
 
     Jobs that are one process in several domains take turns, two pairs at a time: their attached blocks share one job.
+    All have learnt.
     """
     blocks = [Blocks() for _ in jobs]
     stats: list[dict[str, Any]] = [{} for _ in jobs]
-    for job in jobs:
-        job.learn(steps)
     for pair in range(0, num_pairs, 2):
         for index, job in enumerate(jobs):
             blocks[index].off_s.append(job.block_s(steps))

@@ -66,17 +66,19 @@ inline ThreadState& thread_state() { return t_state ? *t_state : make_thread_sta
 // only while there are ops whose time is unknown: an end callback costs a quarter of an event.
 class Callbacks {
  public:
+  static constexpr uint64_t kKnowsItsOps = 2'000;  // of this job, before its hook may rest: it learns best while alone
+
   void attach() {
     Guard guard(mutex_);
     attached_ = true;
-    set(gate_, true);
-    set(learner_, true);
-    learning_.store(true, std::memory_order_relaxed);
+    seen_.store(0, std::memory_order_relaxed);
+    set(gate_, true);  // the learner comes with the first unknown op
   }
 
   bool arm(bool armed) {
     Guard guard(mutex_);
-    if (!attached_ || (!armed && learning_.load(std::memory_order_relaxed))) return false;
+    const bool may_rest = !learning_.load(std::memory_order_relaxed) && seen_.load(std::memory_order_relaxed) >= kKnowsItsOps;
+    if (!attached_ || (!armed && !may_rest)) return false;
     set(gate_, armed);
     return true;
   }
@@ -86,7 +88,11 @@ class Callbacks {
     attached_ = false;
     set(gate_, false);
     set(learner_, false);
+    learning_.store(false, std::memory_order_relaxed);
   }
+
+  void count(uint32_t ops) { seen_.fetch_add(ops, std::memory_order_relaxed); }
+
 
   void reset_lock() { new (&mutex_) Mutex; }
 
@@ -142,6 +148,7 @@ class Callbacks {
   Callback recorder_{&on_begin, &on_end, true};
   Callback detail_{&on_begin, &on_end, true, true};
   std::atomic<bool> learning_{false};
+  std::atomic<uint64_t> seen_{0};
   bool attached_ = false;
 };
 
@@ -179,6 +186,7 @@ void count_op(Gate& gate, ThreadState& thread, bool unknown) {
   }
   if (++thread.ops_seen < ThreadState::kFlushEvery) return;
   gate.row().ops_seen.fetch_add(thread.ops_seen, std::memory_order_relaxed);
+  g_callbacks->count(thread.ops_seen);
   thread.ops_since_unknown += thread.ops_seen;
   thread.ops_seen = 0;
   if (thread.ops_since_unknown > ThreadState::kAllKnownAfter) g_callbacks->learn(false);
