@@ -8,7 +8,7 @@ reads only the rules that are shipped beside it, imports neither torch nor numpy
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,10 +113,20 @@ def classify(op: OpProfile, rule: Rule, bound_percent: float) -> OpKind:
         if device_ns(op) == 0:
             return "none"
         return "light" if rule.harm(op) * rule.margin < bound_percent else "heavy"
-    known = quick(rule, bound_percent)
+    return by_time(op, quick(rule, bound_percent))
+
+
+def by_time(op: OpProfile, known: Quick) -> OpKind:
+    """The kind of an op of which only time and size are known, as the hook tells it."""
     if op.self_ns < known.none_below_ns:
         return "none"
     return "light" if op.self_ns <= known.light_ns and op.numel <= known.light_numel else "heavy"
+
+
+def classified(op: OpProfile, rule: Rule, bound_percent: float) -> OpProfile:
+    """The op with its kind and, where its kernels are known, its harm."""
+    harm = round(rule.harm(op), 2) if op.kernels else None
+    return replace(op, kind=classify(op, rule, bound_percent), harm=harm)
 
 
 def quick(rule: Rule, bound_percent: float) -> Quick:

@@ -12,7 +12,7 @@ that name exists is for the daemon to say. A Config never changes, and unknown k
     floor = 0.05                  # share of time that training gets however long the holds are
     quantum = "250us"             # predicted heavy time between two waits of a gated stream
     [classes]
-    light = "5%"                  # an op that delays a concurrent request by less is light; "0%": every op takes turns
+    light = "10%"                 # an op that delays a concurrent request by less is light; "0%": every op takes turns
     [metrics]
     listen = "127.0.0.1:9464"     # the daemon serves Prometheus metrics there; default: nowhere
     [jobs.chat]
@@ -61,7 +61,7 @@ class Limits:
 class ClassesConfig:
     """[classes]: which ops are light, as the harm that they may do."""
 
-    light_percent: float = 5.0  # delay of a concurrent request; 0: nothing is light
+    light_percent: float = 10.0  # delay of a concurrent request; 0: nothing is light
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _quantum_ns(key: str, value: object) -> int:
 
 
 def _percent(key: str, value: object) -> float:
-    allowed = 'a percentage in quotes from "0%" to "100%", such as "5%"'
+    allowed = 'a percentage in quotes from "0%" to "100%", such as "10%"'
     if not isinstance(value, str) or not value.endswith("%"):
         raise _wrong(key, value, allowed)
     try:

@@ -5,7 +5,6 @@ What the fields may hold is checked here. Knows nothing of what they mean: that 
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -16,6 +15,7 @@ from herald.errors import ConfigError
 
 FORMAT = "herald-rule"
 VERSION = 1
+_MOST = 1e18
 FOR_PEOPLE = ("fit", "provenance", "note")
 
 T = TypeVar("T")
@@ -97,9 +97,11 @@ def _value(kind: Any, value: object, place: str) -> Any:
 
 
 def _number(kind: type, value: object, place: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST:
         if kind is float:
             return float(value)
         if value == int(value):
             return int(value)
-    raise _DamagedError(f"{place} = {value!r}, allowed is a {'whole ' if kind is int else ''}number from 0 up")
+    raise _DamagedError(
+        f"{place} = {value!r}, allowed is a {'whole ' if kind is int else ''}number from 0 to {_MOST:g}"
+    )

@@ -56,14 +56,14 @@ def attach(
     _refuse_several_ranks(urgency)
     where = devices.resolve(device, model)
     if profile is not None:
-        learned.load(profile, learned.device_description(where.cuda_index))
+        learned.load(profile, where.cuda_index, file.classes.light_percent)
     table = Table.open(domain)
     _tell_without_daemon(table)
     if urgency == "high":
         if not slo_ns:
             _log.warning("job %r has no SLO: its requests are protected, but none is judged (give slo='50ms')", name)
         return HighJob(table, where, model, name=name, slo_ns=slo_ns, target=job.target)
-    return LowJob(table, where, name=name)
+    return LowJob(table, where, name=name, light_percent=file.classes.light_percent)
 
 
 def _check_model(model: object) -> None:

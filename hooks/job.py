@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from herald.durations import parse_duration
 from herald.errors import AttachError, ConfigError, TableError
-from herald.hooks import devices, launches, learned, native
+from herald.hooks import classes, devices, launches, learned, native
 from herald.hooks.devices import JobDevice
 from herald.hooks.requests import ForwardRequests, Request, arrival_ns
 from herald.native import process_token
@@ -284,6 +284,10 @@ class LowJob(_AttachedJob):
 
     priority = "low"
 
+    def __init__(self, table: Table, device: JobDevice, *, name: str, light_percent: float) -> None:
+        self._light_percent = light_percent
+        super().__init__(table, device, name=name)
+
     def _check_neighbours(self) -> None:
         super()._check_neighbours()
         for other in _jobs:
@@ -297,7 +301,8 @@ class LowJob(_AttachedJob):
         error = ctypes.create_string_buffer(native.ERROR_BYTES)
         slots, num_cuda = self._device_slots()
         # Without MPS the contexts of a GPU take turns, so nothing of this job runs beside a request anyway.
-        all_heavy = self._device.is_cuda and not self._device.mps
+        all_heavy = self._light_percent == 0 or (self._device.is_cuda and not self._device.mps)
+        classes.teach(self._gpu_model(), self._light_percent)
         ok = native.hook().herald_low_attach(
             self._table.address,
             self._table.lock_fd,
@@ -320,6 +325,10 @@ class LowJob(_AttachedJob):
     @override
     def save_profile(self, path: str | Path) -> None:
         learned.save(path, learned.device_description(self._device.cuda_index))
+
+    def _gpu_model(self) -> str | None:
+        index = self._device.cuda_index
+        return None if index is None else learned.device_description(index)
 
     def _device_slots(self) -> tuple[list[int], int]:
         """Table slots of every device that ops may run on, by CUDA index; (slots, number of CUDA devices)."""

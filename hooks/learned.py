@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from herald.hooks import native
+from herald.hooks import classes, native
 from herald.profiles import OpKind, OpProfile, Profile
 
 _KINDS: tuple[OpKind, ...] = ("unknown", "none", "light", "heavy")
@@ -21,11 +21,12 @@ def device_description(cuda_index: int | None) -> str:
     return f"{_cpu_model()}, {torch.get_num_threads()} threads"
 
 
-def load(path: str | Path, device: str) -> None:
+def load(path: str | Path, cuda_index: int | None, light_percent: float) -> None:
     """Teach the hook the costs of a file. Raises ConfigError; nothing is taught from a bad file."""
     import torch
 
-    for op in Profile.load(path, device=device, torch=torch.__version__).ops:
+    profile = Profile.load(path, device=device_description(cuda_index), torch=torch.__version__)
+    for op in classes.told_apart(profile.ops, None if cuda_index is None else profile.device, light_percent):
         native.hook().herald_costs_set(op.key, op.self_ns, op.numel, _KINDS.index(op.kind), op.signature.encode())
 
 

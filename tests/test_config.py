@@ -78,7 +78,7 @@ def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
         ("[limits]\nfloor = nan", ["limits.floor = nan"]),
         ("[limits]\nfloor = true", ["limits.floor = True"]),
         ("[classes]\nlight = 5", ["classes.light = 5", '"0%" to "100%"']),
-        ("[classes]\nlight = 'five%'", ["classes.light = 'five%'", '"5%"']),
+        ("[classes]\nlight = 'five%'", ["classes.light = 'five%'", '"10%"']),
         ("[classes]\nlight = '101%'", ["classes.light = '101%'"]),
         ("domain = 'a b'", ["domain = 'a b'", "letters, digits"]),
         ("policy = 3", ["policy = 3", "in quotes"]),

@@ -23,6 +23,7 @@ TORCH_FREE = (
     "herald.bootstrap",
     "herald.profiling",
     "herald.profiles",
+    "herald.classify",
     "herald.hooks.profiler",
     "herald.housekeeping",
     "herald.doctor",

@@ -19,11 +19,11 @@ enum Kind : uint8_t {
   kHeavy = 3,    // takes turns
 };
 
-// The first classification: light is what neither holds nor fills the device. Documented in docs/how-it-works.md.
+// What is light where only time and size are known. Set by herald.hooks.classes, for a GPU from measured harm.
 struct LightRule {
   uint32_t none_below_ns = 2'500;   // shorter is indistinguishable from an empty pair of events
-  uint32_t light_ns = 20'000;       // an inference kernel can wait this long without harm
-  uint64_t light_numel = 1 << 18;   // about as many elements as an H200 has resident threads (132 x 2048)
+  uint32_t light_ns = 20'000;
+  uint64_t light_numel = 1 << 18;
 };
 
 struct Signature {

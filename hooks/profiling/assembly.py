@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from herald.config import ClassesConfig
 from herald.errors import ProfileError
+from herald.hooks.classes import told_apart
 from herald.hooks.kernel_facts import joinable
 from herald.hooks.profiling.flops import flops
 from herald.hooks.profiling.origins import Origin, origins
@@ -74,6 +76,7 @@ def assemble(passes: Passes, place: Place, parameters: Iterable[str] = ()) -> Pr
     times = _uncounted(times_by_key(passes.detail, [places], None)) | times_by_key(passes.timed, iterations, positions)
     signatures = _signatures(passes, iterations, places)
     ops = tuple(_op(signature, times[key], details, passes.kernels) for key, signature in signatures.items())
+    ops = told_apart(ops, place.device if place.driver else None, ClassesConfig.light_percent)
     index = {key: i for i, key in enumerate(signatures)}
     instances = _instances(passes, places, positions, details, index)
     device_ns = sum(instance.self_ns for instance in instances)
