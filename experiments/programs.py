@@ -86,7 +86,7 @@ def word_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Training:
-    """Training over a few batches in turn."""
+    """Training over a few batches in turn; with ``half``, forward and loss in bfloat16 where autocast says so."""
 
     def __init__(
         self,
@@ -97,8 +97,10 @@ class Training:
         loss: Loss = word_loss,
         *,
         compiled: bool = False,
+        half: bool = False,
     ) -> None:
         self.model = model.to(device).train()
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
         self.batches = [tuple(tensor.to(device) for tensor in batch) for batch in batches]
         self.optimizer = optimizer(self.model.parameters())
         self.loss = loss
@@ -116,7 +118,8 @@ class Training:
         """One step on these tensors; the loss, detached."""
         *inputs, targets = batch
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(*inputs), targets)
+        with self.autocast:
+            loss = self.loss(self.model(*inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch
         self.optimizer.step()
         return loss.detach()

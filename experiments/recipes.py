@@ -89,13 +89,15 @@ def rnnlm(vocabulary: int, width: int, time: int, batch: int) -> BuildTraining:
     return build
 
 
-def gpt(shape: language_models.TransformerShape, time: int, batch: int, *, compiled: bool = False) -> BuildTraining:
+def gpt(
+    shape: language_models.TransformerShape, time: int, batch: int, *, compiled: bool = False, half: bool = False
+) -> BuildTraining:
     """Training of a GPT with AdamW."""
 
     def build(device: torch.device) -> Training:
         tokens = [torch.randint(shape.vocabulary, (batch, time + 1)) for _ in range(NUM_BATCHES)]
         batches = [(text[:, :-1], text[:, 1:]) for text in tokens]
-        return Training(language_models.Gpt(shape), batches, device, _adamw, compiled=compiled)
+        return Training(language_models.Gpt(shape), batches, device, _adamw, compiled=compiled, half=half)
 
     return build
 

@@ -157,6 +157,13 @@ _ALL = (
         recipes.gpt(language_models.GPT2_SMALL, time=512, batch=8, compiled=True),
     ),
     Workload(
+        "gpt2-bf16-compiled",
+        "training",
+        CUDA,
+        "GPT-2 small, batch 8, 512 tokens, AdamW, under torch.compile and bfloat16 autocast",
+        recipes.gpt(language_models.GPT2_SMALL, time=512, batch=8, compiled=True, half=True),
+    ),
+    Workload(
         "bert-train",
         "training",
         CUDA,

@@ -24,6 +24,8 @@ NS_PER_CHECKPOINT = 800_000  # one costs some 4 us of host time: half a percent
 # other shapes.
 RECORDED_FORWARDS = (4, 64)
 
+FUSED = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
+
 _log = logging.getLogger("herald")
 
 
@@ -153,14 +155,18 @@ def longest_gap_ns(checkpoints: Sequence[Passed], total_ns: int) -> int:
 
 
 def hookable(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The modules within the model, itself excluded, that run as plain Python; nothing within a compiled one."""
+    """The modules within the model, itself excluded, that run as plain Python; nothing within a compiled one.
+
+    Nor what torch fuses in inference: a hook on an encoder layer, or within one, makes it run op by op (torch.nn's
+    `why_not_sparsity_fast_path`), and a service must compute what it did.
+    """
     seen: set[int] = {id(model)}
     if is_compiled(model):
         return
     stack = list(model.children())
     while stack:
         module = stack.pop()
-        if id(module) in seen or is_compiled(module):
+        if id(module) in seen or is_compiled(module) or isinstance(module, FUSED):
             continue
         seen.add(id(module))
         stack.extend(module.children())

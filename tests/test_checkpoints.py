@@ -283,3 +283,11 @@ def test_a_single_forward_is_followed_by_its_checkpoints(net: Net) -> None:
         net.blocks[9].register_forward_hook(look)
         net(X)
         assert gates == [1, 0]  # strict at first
+
+
+def test_what_torch_fuses_in_inference_is_left_alone() -> None:
+    model = torch.nn.Transformer(32, 2, num_encoder_layers=2, num_decoder_layers=2)
+    fused = {id(part) for layer in model.encoder.layers for part in layer.modules()}
+    found = {id(module) for module in hookable(model)}
+    assert not fused & found
+    assert {id(layer) for layer in model.decoder.layers} <= found

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from herald import cli, profile_process
 from herald.fake_profiles import vgg16
+from herald.hooks import native
 from herald.hooks.profiling import child
 from herald.profile_process import Order
 from herald.profile_summary import by_name, render
@@ -84,6 +85,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def profile(here: Path, capfd: pytest.CaptureFixture[str]) -> "Callable[..., Done]":
     """`herald profile -o p.json WORDS`, whose other process is a real one."""
+
+    native.hook()  # built by now, so that nothing is said of it
 
     def run(*words: str) -> Done:
         code = cli.main(["profile", "-o", "p.json", *FAST, *words])

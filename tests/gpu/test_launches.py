@@ -306,17 +306,14 @@ def poison(like: "torch.Tensor") -> None:
     assert probe.isnan().all(), "the allocator gave other memory than was freed last"
 
 
-@pytest.mark.parametrize("kind", ["lstm", "convolution"])
-def test_streams_that_cudnn_forks_to_wait_as_well(job, gate, is_untouched, kind: str) -> None:
-    """It forks by events from the current stream, behind its wait: nothing is written while the gate is closed."""
-    if kind == "lstm":
-        lstm = torch.nn.LSTM(1024, 1024, num_layers=2, bidirectional=True).cuda()
-        data = torch.randn(64, 64, 1024, device="cuda")
-        run = lambda: lstm(data)[0]  # noqa: E731
-    else:
-        network = torch.nn.Conv2d(64, 64, 3, groups=4, padding=1).cuda()
-        data = torch.randn(128, 64, 112, 112, device="cuda")
-        run = lambda: network(data)  # noqa: E731
+def test_streams_that_cudnn_forks_to_wait_as_well(job, gate, is_untouched) -> None:
+    """It forks by events from the current stream, behind its wait: nothing is written while the gate is closed.
+
+    Its LSTM cannot be asked so: that call waits for the device, and the host is blocked until the gate opens.
+    """
+    network = torch.nn.Conv2d(64, 64, 3, groups=4, padding=1).cuda()
+    data = torch.randn(128, 64, 112, 112, device="cuda")
+    run = lambda: network(data)  # noqa: E731
     with torch.no_grad():
         warm(run)
         result = run()
