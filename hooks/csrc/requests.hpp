@@ -192,7 +192,9 @@ class HighJob {
   void complete(uint32_t slot, int64_t now) {
     if (std::erase(open_, slot) == 0) return;
     const Request& r = requests_[slot];
-    progress_.finish(slot, r.begin_ns, now, undisturbed_since());
+    // Of requests that wait for each other in one stream, the next one's work begins where the one before it ends.
+    progress_.finish(slot, std::max(r.begin_ns, last_done_ns_), now, undisturbed_since());
+    last_done_ns_ = now;
     holders_ -= r.holds;
     const int64_t latency = now - r.arrival_ns;
     row_.latency[bucket_of(latency)].fetch_add(1, std::memory_order_relaxed);
@@ -289,6 +291,7 @@ class HighJob {
   uint32_t holders_ = 0;          // open requests that may hold the gate
   bool closed_ = false;
   bool detached_ = false;
+  int64_t last_done_ns_ = 0;
   int64_t closed_since_ = 0;
   JobProgress progress_;
 };
