@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import herald
-from herald import timeline
+from herald.graphs import timeline
 from herald.profiles import Profile
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ COMMANDS = (
     Command("daemon", "herald.scheduler.daemon", "own a domain: policy, limits, MPS"),
     Command("run", "herald.bootstrap", "run a program as a job of a domain, unmodified"),
     Command("profile", "herald.profiling", "measure every op of a job, for its graph and its classes"),
-    Command("graph", "herald.graph_command", "show the data flow of a profile: summary, GraphML, JSON, pictures"),
+    Command("graph", "herald.graphs.command", "show the data flow of a profile: summary, GraphML, JSON, pictures"),
     Command("status", "herald.status", "show a domain: daemon, jobs, SLO attainment"),
     Command("doctor", "herald.doctor", "check what this machine can do, and say what to do about each no"),
     Command("build", "herald.housekeeping", "build the native libraries ahead of time"),

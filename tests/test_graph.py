@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herald import fake_profiles, flow
+from herald import fake_profiles
 from herald.errors import GraphError
 from herald.fake_profiles import FakeRun
-from herald.graph import build, check
+from herald.graphs import flow
+from herald.graphs.build import build, check
 from herald.profiles import Iteration, Profile
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from herald import canvas, cli, fake_profiles, graph_files, module_picture, timeline_picture
-from herald.canvas import PictureError
+from herald import cli, fake_profiles
 from herald.errors import GraphError
 from herald.fake_profiles import FakeRun
-from herald.graph import build
+from herald.graphs import canvas, files, module_picture, timeline_picture
+from herald.graphs.build import build
+from herald.graphs.canvas import PictureError
+from herald.graphs.timeline_picture import Span, filled
 from herald.profiles import Profile
-from herald.timeline_picture import Span, filled
 
 PNG = b"\x89PNG"
 
@@ -55,7 +56,7 @@ def test_the_files_go_where_one_says(vgg: Path, tmp_path: Path) -> None:
 def test_graphml_and_json_are_the_same_graph(vgg: Path) -> None:
     run(vgg, "--no-picture")
     built = build(Profile.load(vgg))
-    from_json = graph_files.read_json(vgg.with_name("vgg16.graph.json"))
+    from_json = files.read_json(vgg.with_name("vgg16.graph.json"))
     assert dict(from_json.nodes(data=True)) == dict(built.nodes(data=True))
     assert nx.utils.edges_equal(from_json.edges(data=True), built.edges(data=True))
     from_graphml = nx.read_graphml(vgg.with_name("vgg16.graphml"), node_type=int)
@@ -187,7 +188,7 @@ def test_a_damaged_graph_is_refused(vgg: Path, change: str, message: str, capsys
     path = damaged(vgg, change)
     capsys.readouterr()
     with pytest.raises(GraphError, match=message):
-        graph_files.read_json(path)
+        files.read_json(path)
     assert message in error_of(path, capsys)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from herald.graph import build
+from herald.graphs.build import build
+from herald.graphs.outline import outline
 from herald.hooks.profiler import profile
-from herald.outline import outline
 from herald.profiles import Profile
 
 

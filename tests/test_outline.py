@@ -2,10 +2,11 @@
 
 import pytest
 
-from herald import fake_profiles, flow
+from herald import fake_profiles
 from herald.fake_profiles import FakeRun
-from herald.graph import build
-from herald.outline import Outline, outline
+from herald.graphs import flow
+from herald.graphs.build import build
+from herald.graphs.outline import Outline, outline
 
 
 def outline_of(run: FakeRun, most_rows: int = 25) -> Outline:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from herald import fake_profiles
 from herald.errors import GraphError
 from herald.fake_profiles import GAP_NS, FakeRun
+from herald.graphs.timeline import predict
 from herald.profiles import KernelFacts, Profile
-from herald.timeline import predict
 
 
 def profile_of(*device_ns: int, host_ns: int) -> Profile:

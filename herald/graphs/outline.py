@@ -1,6 +1,6 @@
 """A data-flow graph collapsed to a few dozen rows of modules: what a person can take in at a glance.
 
-From the root of the module tree (`herald.module_tree`) the module that takes longest is opened again and again, as long
+From the root of the module tree (`module_tree`) the module that takes longest is opened again and again, as long
 as the rows stay few; where one has too many children, those that take least are joined to the one before. Draws
 nothing.
 """
@@ -13,8 +13,8 @@ from typing import Literal
 
 import networkx as nx
 
-from herald.graph import order
-from herald.module_tree import Module, is_outside, is_own, rank, tree
+from herald.graphs.build import order
+from herald.graphs.module_tree import Module, is_outside, is_own, rank, tree
 
 Column = Literal["forward", "backward", "optimizer"]
 

@@ -2,13 +2,13 @@
 
 A `networkx.DiGraph` made from a profile's iteration. Node numbers are places in ``profile.iteration.instances``, so an
 edge always leads to a larger number: issue order is a topological order. Which instances are nodes, and where the time
-of the others goes, says `herald.contraction`. Owns the meaning of nodes and edges; asks nothing of them (`herald.flow`)
-and writes nothing (`herald.graph_files`).
+of the others goes, says `contraction`. Owns the meaning of nodes and edges; asks nothing of them (`flow`)
+and writes nothing (`files`).
 
 Nodes carry: ``op`` (its name), ``signature``, ``phase``, ``module``, ``self_ns`` (device time, with what was carried
 to it), ``host_ns``, ``begin_ns`` (host, as recorded), ``flops``, ``bytes``, ``kind`` (class), ``harm`` (percent; only
 where it is predicted), ``contracted`` (instances it stands for besides itself), ``start_ns``, ``end_ns`` and
-``remaining_ns`` (predicted: `herald.timeline`).
+``remaining_ns`` (predicted: `herald.graphs.timeline`).
 
 Edges carry ``dependency``, one or several of these joined by "+", and ``storages``, how many demand it:
 
@@ -26,10 +26,10 @@ from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
-from herald.contraction import Role, enclosing, is_view, roles
 from herald.errors import GraphError
+from herald.graphs.contraction import Role, enclosing, is_view, roles
+from herald.graphs.timeline import Prediction, iteration_of, predict
 from herald.profiles import OpInstance, Profile
-from herald.timeline import Prediction, iteration_of, predict
 
 DEPENDENCIES = ("raw", "war", "waw")
 

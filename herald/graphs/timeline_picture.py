@@ -1,6 +1,6 @@
 """The picture of one iteration over time: what the host issues, what the device runs, by phase, class and module.
 
-Drawn from the predicted timeline (`herald.timeline`). Lanes are images of one column a pixel: a column is filled by the
+Drawn from the predicted timeline (`timeline`). Lanes are images of one column a pixel: a column is filled by the
 share of its time that each class takes, so that ten thousand ops of a microsecond are as truthful as ten long ones;
 ops that are wide enough are set apart and named.
 """
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from herald import canvas
-from herald.canvas import COLOURS, INK, MUTED, label
 from herald.durations import format_ns
-from herald.flow import KINDS
-from herald.graph import order
-from herald.outline import short_name
+from herald.graphs import canvas
+from herald.graphs.build import order
+from herald.graphs.canvas import COLOURS, INK, MUTED, label
+from herald.graphs.flow import KINDS
+from herald.graphs.outline import short_name
+from herald.graphs.timeline import Prediction, iteration_of, predict
 from herald.profiles import Profile
-from herald.timeline import Prediction, iteration_of, predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

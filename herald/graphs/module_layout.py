@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from herald import canvas
-from herald.outline import Column, Outline, Place, Row
+from herald.graphs import canvas
+from herald.graphs.outline import Column, Outline, Place, Row
 
 TITLE_IN = 1.15
 PITCH_IN = 0.46

@@ -13,12 +13,12 @@ import networkx as nx
 from rich.console import Console
 from rich.table import Table
 
-from herald import flow, graph_files, module_picture, timeline_picture
-from herald.canvas import PictureError
 from herald.durations import format_ns
 from herald.errors import GraphError
-from herald.graph import build
-from herald.outline import Row, outline
+from herald.graphs import files, flow, module_picture, timeline_picture
+from herald.graphs.build import build
+from herald.graphs.canvas import PictureError
+from herald.graphs.outline import Row, outline
 from herald.profiles import Profile
 
 WIDTH = 80
@@ -44,7 +44,7 @@ def _main(arguments: argparse.Namespace) -> int:
     console = Console(width=WIDTH, highlight=False, markup=False)
     path: Path = arguments.profile
     if _is_graph(path):
-        show(graph_files.read_json(path), console)
+        show(files.read_json(path), console)
         return 0
     profile = Profile.load(path)
     try:
@@ -54,8 +54,8 @@ def _main(arguments: argparse.Namespace) -> int:
     show(graph, console)
     base = (arguments.out or path.parent) / _stem(path)
     written = [
-        graph_files.write_graphml(graph, base.with_name(f"{base.name}.graphml")),
-        graph_files.write_json(graph, base.with_name(f"{base.name}.graph.json")),
+        files.write_graphml(graph, base.with_name(f"{base.name}.graphml")),
+        files.write_json(graph, base.with_name(f"{base.name}.graph.json")),
     ]
     lacking = None
     if not arguments.no_picture:
@@ -177,7 +177,7 @@ def _is_graph(path: Path) -> bool:
     """Whether a file says at its beginning that it is a graph."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            return json.dumps(graph_files.FORMAT) in file.read(200)
+            return json.dumps(files.FORMAT) in file.read(200)
     except OSError:
         return False  # loading it as a profile says what is wrong
 

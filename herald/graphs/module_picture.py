@@ -1,6 +1,6 @@
 """The picture of a graph collapsed to modules: forward down the left, backward up the right, the optimizer on top.
 
-Every row is a module, or several (`herald.outline`); a box is what it does in one phase: its device time, a bar of that
+Every row is a module, or several (`outline`); a box is what it does in one phase: its device time, a bar of that
 length coloured by class, its ops. Arrows are tensor dependencies between boxes with their number: down from row to row
 in the forward column, in brackets at its side where they skip rows, across where backward uses what forward saved, up
 in the backward column, and along a rail to the optimizer. Laid out by hand: it is a chain with detours, which general
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
-from herald import canvas
-from herald.canvas import COLOURS, FAINT, MUTED, PANEL, label
 from herald.durations import format_ns
-from herald.flow import KINDS, total_ns
-from herald.module_layout import (
+from herald.graphs import canvas
+from herald.graphs.canvas import COLOURS, FAINT, MUTED, PANEL, label
+from herald.graphs.flow import KINDS, total_ns
+from herald.graphs.module_layout import (
     BAR_IN,
     BOX_IN,
     LANE_IN,
@@ -36,7 +36,7 @@ from herald.module_layout import (
     lay_out,
     row_name,
 )
-from herald.outline import Outline, Place, outline
+from herald.graphs.outline import Outline, Place, outline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

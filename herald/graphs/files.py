@@ -7,7 +7,7 @@ The JSON is node-link data, one node or edge per line:
      "nodes": [{"id": 3, "op": "aten::addmm", "self_ns": 41250, ...}, ...],
      "edges": [{"source": 3, "target": 4, "dependency": "raw", "storages": 1}, ...]}
 
-Attributes are those that `herald.graph` describes. Every number is finite; a reader refuses what is not, and cycles.
+Attributes are those that `build` describes. Every number is finite; a reader refuses what is not, and cycles.
 """
 
 import json
@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import networkx as nx
 
 from herald.errors import ConfigError, GraphError
-from herald.flow import KINDS
-from herald.graph import check
+from herald.graphs.build import check
+from herald.graphs.flow import KINDS
 
 FORMAT = "herald-graph"
 VERSION = 1

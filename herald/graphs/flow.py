@@ -1,6 +1,6 @@
 """Questions to a data-flow graph: critical path, parallel width, runs of one class, time by class and by module.
 
-Works on any graph with the attributes that `herald.graph` describes, whether built or read from a file. Changes none.
+Works on any graph with the attributes that `build` describes, whether built or read from a file. Changes none.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from itertools import groupby
 
 import networkx as nx
 
-from herald.graph import order
+from herald.graphs.build import order
 
 KINDS = ("heavy", "light", "unknown", "none")
 
