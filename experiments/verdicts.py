@@ -6,15 +6,19 @@ from herald.experiments import criteria
 from herald.experiments.criteria import Criterion
 from herald.experiments.rows import Row
 
+_EVENT = " ns an event"
+
 
 def hook_cost(found: Sequence[Row]) -> list[Criterion]:
-    """The cost of an op event where there is nothing to gate."""
-    return [
-        criteria.at_most(f"hook, {case['case']}", case["ns_per_event"], criteria.HOOK_NS, " ns an event")
-        for row in found
-        for case in row["cases"]
-        if case["nothing_to_gate"]
-    ]
+    """The cost of an op event to a trainer that is alone; elsewhere, of the look-up beyond torch's own."""
+    lines: list[Criterion] = []
+    for case in (case for row in found for case in row["cases"]):
+        if case["alone"]:
+            lines.append(criteria.at_most(f"hook, {case['case']}", case["ns_per_event"], criteria.HOOK_NS, _EVENT))
+        elif case["looks_up"]:
+            cost_ns = case["lookup_ns_per_event"]
+            lines.append(criteria.at_most(f"look-up, {case['case']}", cost_ns, criteria.LOOKUP_NS, _EVENT))
+    return lines
 
 
 def overhead(found: Sequence[Row]) -> list[Criterion]:

@@ -53,6 +53,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "herald_costs_clear": (None, ()),
     "herald_launch_method": (_ptr, (_int,)),
     "herald_names_wrapper": (None, (_text,)),
+    "herald_listen_idly": (None, (_int,)),
     "herald_record_start": (_int, (_int, _int, _text, _size)),
     "herald_record_stop": (None, ()),
     "herald_record_mark_begin": (None, (_text,)),

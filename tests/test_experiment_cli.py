@@ -133,7 +133,9 @@ def test_parsing_imports_no_heavy_module(monkeypatch: pytest.MonkeyPatch) -> Non
 
 HOOK_CASE = {
     "case": "training step",
-    "nothing_to_gate": True,
+    "alone": True,
+    "looks_up": False,
+    "lookup_ns_per_event": 80.0,
     "events_per_step": 100.0,
     "off_ns_per_step": 1e5,
     "on_ns_per_step": 1.1e5,
@@ -180,9 +182,12 @@ def test_the_profiler_counts_nested_ops_and_autograd() -> None:
 
 
 def test_the_cost_of_an_event_is_the_median_over_pairs_of_blocks() -> None:
-    blocks = hook_cost.Blocks(off_ns=[1000.0, 900.0, 5000.0], on_ns=[1100.0, 1100.0, 1000.0])
+    blocks = hook_cost.Blocks(
+        off_ns=[1000.0, 900.0, 5000.0], on_ns=[1100.0, 1100.0, 1000.0], idle_ns=[1050.0, 1060.0, 990.0]
+    )
     cost = blocks.cost_ns(10)
     assert (cost["ns_per_event"], cost["ns_per_event_fastest"]) == (10.0, 10.0)
+    assert cost["lookup_ns_per_event"] == 4.0
 
 
 def test_overhead_is_the_median_ratio_with_its_spread() -> None:

@@ -102,6 +102,12 @@ class Callbacks {
     set(detail_, recorder && recorder->detail());
   }
 
+  // A callback that does nothing, as a measure of what torch itself takes for one.
+  void listen_idly(bool wanted) {
+    Guard guard(mutex_);
+    set(nothing_, wanted);
+  }
+
   void learn(bool wanted) {
     if (learning_.load(std::memory_order_relaxed) == wanted) return;
     Guard guard(mutex_);
@@ -141,12 +147,14 @@ class Callbacks {
   static void on_learnt(const at::RecordFunction& fn, at::ObserverContext*);
   static std::unique_ptr<at::ObserverContext> on_begin(const at::RecordFunction& fn);
   static void on_end(const at::RecordFunction& fn, at::ObserverContext*);
+  static std::unique_ptr<at::ObserverContext> on_nothing(const at::RecordFunction&) { return nullptr; }
 
   Mutex mutex_;
   Callback gate_{&on_gate, nullptr};
   Callback learner_{&on_learn, &on_learnt};
   Callback recorder_{&on_begin, &on_end, true};
   Callback detail_{&on_begin, &on_end, true, true};
+  Callback nothing_{&on_nothing, nullptr};
   std::atomic<bool> learning_{false};
   std::atomic<uint64_t> seen_{0};
   bool attached_ = false;
@@ -343,6 +351,9 @@ extern "C" {
 
 // Ops that only call other ops: decided by name. Before the first op.
 HERALD_API void herald_names_wrapper(const char* name) { g_names->add_wrapper(name); }
+
+// For measurements: has torch call something that does nothing for every op.
+HERALD_API void herald_listen_idly(int on) { g_callbacks->listen_idly(on != 0); }
 
 // Starts recording all threads. Device time by stream events on CUDA device `index`; wall time where that is < 0.
 // Returns 1, or 0 with the reason in `error`.
