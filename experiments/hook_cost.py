@@ -49,7 +49,7 @@ class Case:
 
 @dataclass
 class Blocks:
-    """Times of the same number of steps without and with a job, in the order of the pairs; and with an idle callback."""
+    """Times of as many steps without and with a job, and with an idle callback, in the order of the pairs."""
 
     off_ns: list[float] = field(default_factory=list)  # per step
     on_ns: list[float] = field(default_factory=list)
