@@ -10,6 +10,7 @@ from herald.durations import format_ns
 from herald.profiles import OpProfile, Profile
 
 _TOP = 8
+_KINDS = ("heavy", "light", "unknown", "none")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class NamedOp:
     self_ns: float
     moved_bytes: float
     flops: float
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...]  # heaviest first
 
     @classmethod
     def of(cls, name: str, ops: list[OpProfile]) -> "NamedOp":
@@ -32,7 +33,7 @@ class NamedOp:
             self_ns=sum(op.calls * op.self_ns for op in ops),
             moved_bytes=sum(op.calls * (op.bytes_in + op.bytes_out) for op in ops),
             flops=sum(op.calls * op.flops for op in ops),
-            kinds=tuple(dict.fromkeys(op.kind for op in ops)),
+            kinds=tuple(kind for kind in _KINDS if any(op.kind == kind and op.calls for op in ops)),
         )
 
 
@@ -65,7 +66,7 @@ def render(profile: Profile, path: str, console: Console) -> None:
 
 def _grid(ops: list[NamedOp], total_ns: float) -> Grid:
     grid = Grid(box=None, pad_edge=False, header_style="dim")
-    grid.add_column("op", overflow="ellipsis", no_wrap=True, max_width=32)
+    grid.add_column("op", overflow="ellipsis", max_width=32)  # the only one that gives way where it is narrow
     for title in ("calls", "time", "share", "kind", "GB/s", "GFLOP/s"):
         grid.add_column(title, justify="right", no_wrap=True)
     for op in ops:
@@ -74,8 +75,13 @@ def _grid(ops: list[NamedOp], total_ns: float) -> Grid:
             f"{op.calls:g}",
             format_ns(op.self_ns),
             f"{op.self_ns / total_ns:.0%}" if total_ns else "",
-            "/".join(kind for kind in op.kinds if kind != "unknown"),
+            _kind(op.kinds),
             f"{op.moved_bytes / op.self_ns:,.0f}" if op.self_ns else "",  # bytes per ns
             f"{op.flops / op.self_ns:,.0f}" if op.self_ns and op.flops else "",
         )
     return grid
+
+
+def _kind(kinds: tuple[str, ...]) -> str:
+    """What is told of an op's signatures; "none" only where that is all of them."""
+    return "/".join(kind for kind in kinds if kind not in ("unknown", "none")) or "".join(set(kinds) & {"none"})

@@ -15,6 +15,7 @@ from rich.console import Console
 from herald.bootstrap import PythonCommand
 from herald.durations import parse_duration
 from herald.errors import ConfigError
+from herald.profile_format import FORMAT
 from herald.profile_process import Order, ProfileProcess
 from herald.profile_summary import render
 from herald.profiles import Profile
@@ -44,14 +45,33 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _profile(arguments: argparse.Namespace) -> int:
     order, interpreter, target = _order(arguments)
-    folder = Path(order.output).resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"--output = {order.output!r}: {folder} is no folder that can be written to")
-    Path(order.output).unlink(missing_ok=True)  # an old profile must not pass for the new one
+    _make_room(Path(order.output))
     with ProfileProcess(order, interpreter, target) as process:
         if process.wait_for_profile():
             render(Profile.load(order.output), order.output, Console())
         return process.wait()
+
+
+def _make_room(output: Path) -> None:
+    """An old profile must not pass for the new one. Raises ConfigError where none can be written."""
+    folder = output.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output = {str(output)!r}: {folder} is no folder that can be written to")
+    try:
+        if output.exists() and not _is_profile(output):
+            raise ConfigError(f"--output = {str(output)!r} is there and is no profile: give another file, or remove it")
+        output.unlink(missing_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--output = {str(output)!r} cannot be replaced: {e.strerror}") from e
+
+
+def _is_profile(path: Path) -> bool:
+    """Whether a file is empty, or says at its beginning that it is a profile, of whatever version."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begin = file.read(200)
+    return not begin.strip() or FORMAT.encode() in begin
 
 
 def _order(arguments: argparse.Namespace) -> tuple[Order, list[str], Sequence[str]]:
@@ -75,10 +95,12 @@ def _order(arguments: argparse.Namespace) -> tuple[Order, list[str], Sequence[st
         return order, [sys.executable], ()
     python = PythonCommand.parse(words) if words else None
     if python is None:
-        said = f"{' '.join(words)!r} is neither" if words else "nothing to profile"
+        said = f"{' '.join(words)!r} is no Python program" if words else "nothing to profile"
         raise ConfigError(
-            f"herald profile: {said}: give FILE.py:FUNCTION, where FUNCTION() returns a step function, or a Python "
+            f"herald profile: {said}: give one FILE.py:FUNCTION, where FUNCTION() returns a step function, or a Python "
             "program after --, as in `herald profile -o PROFILE -- python train.py`"
         )
+    if not python.target[0].startswith("-") and not Path(python.target[0]).exists():
+        raise ConfigError(f"herald profile: {python.target[0]}: no such file")
     order = replace(order, workload=order.workload or python.title)
     return order, [python.interpreter, *python.options], python.target

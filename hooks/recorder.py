@@ -15,6 +15,7 @@ import torch
 from herald.errors import ConfigError
 from herald.hooks import launches, native
 
+OVERWRITTEN = 2  # TENSOR's "written": given as `out=`, what it held is not looked at
 FUNCTION, BACKWARD, USER, MARK = range(4)  # scopes of events; BACKWARD: an autograd node, USER: `record_function`
 
 # One event: csrc/recorder.hpp, RecordedEvent.
@@ -42,7 +43,7 @@ TENSOR = np.dtype(
         ("bytes", "u8"),  # of the view
         ("storage_bytes", "u8"),
         ("argument", "i4"),  # place among the op's inputs; -1: an output
-        ("written", "u4"),  # 1: an output, or an input that the op's schema says is written
+        ("written", "u4"),  # 1: an output, or an input that the op's schema says is written; 2: OVERWRITTEN
     ]
 )
 
@@ -175,22 +176,28 @@ def _mark_written(events: Any, tensors: Any, signatures: tuple[SignatureInfo, ..
     for event in events[(events["num_in"] + events["num_out"] > 0) & (events["signature"] >= 0)]:
         first, middle = int(event["first_tensor"]), int(event["first_tensor"]) + int(event["num_in"])
         inputs, outputs = tensors[first:middle], tensors[middle : middle + int(event["num_out"])]
-        inputs["written"] = np.isin(inputs["argument"], list(writers[event["signature"]]))
+        in_place, out = writers[event["signature"]]
+        given_back = np.isin(inputs["storage"], outputs["storage"])
+        inputs["written"] = np.isin(inputs["argument"], in_place)
+        inputs["written"][given_back & np.isin(inputs["argument"], out)] = OVERWRITTEN
         read_only = inputs["storage"][inputs["written"] == 0]
         outputs["written"] = ~np.isin(outputs["storage"], read_only)
 
 
 @cache
-def _written_arguments(name: str) -> frozenset[int]:
-    """Places of the arguments that an op writes, by the schemas of its overloads."""
+def _written_arguments(name: str) -> tuple[list[int], list[int]]:
+    """Places of the arguments that an op writes, by the schemas of its overloads: in place, and those of `out=`.
+
+    Which overload ran is not recorded; but only one with an `out` gives back what it was given at that place.
+    """
+    in_place: set[int] = set()
+    out: set[int] = set()
     try:
         schemas = torch._C._jit_get_schemas_for_operator(name)
     except RuntimeError:
-        return frozenset()
-    return frozenset(
-        place
-        for schema in schemas
-        if not schema.overload_name.endswith("out")
-        for place, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
+        schemas = []
+    for schema in schemas:
+        for place, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                (out if argument.is_out else in_place).add(place)
+    return sorted(in_place), sorted(out)

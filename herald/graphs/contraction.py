@@ -7,8 +7,8 @@ the next node in issue order, so that sums over nodes are sums over the iteratio
 
 - what has neither device time nor FLOPs: on CUDA all wrappers and views;
 - a wrapper: it takes less time itself than the instances that began and ended within it;
-- a view: it writes only what it reads, and its name does not end in "_" as the names of in-place ops do, or it is one
-  of those that change a tensor's shape alone;
+- a view: it writes only what it reads, and no byte of that (as an op with `out=` does), and its name does not end in
+  "_" as the names of in-place ops do; or it is one of those that change a tensor's shape alone;
 - an allocation: its name has "empty" in it, and it writes only what is new;
 - what touches no tensor, unless its class says that it takes device time (a custom kernel behind an autograd node).
 """
@@ -55,7 +55,7 @@ def is_view(op: OpProfile, instance: OpInstance) -> bool:
     if not instance.writes or not set(instance.writes) <= set(instance.reads):
         return False
     name = _base_name(op)
-    return not name.endswith("_") or _RESHAPES_IN_PLACE.fullmatch(name) is not None
+    return not (op.bytes_out or name.endswith("_")) or _RESHAPES_IN_PLACE.fullmatch(name) is not None
 
 
 def _works(op: OpProfile, instance: OpInstance, wrapped_ns: int) -> bool:

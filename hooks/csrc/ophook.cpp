@@ -111,7 +111,8 @@ class Callbacks {
   void learn(bool wanted) {
     if (learning_.load(std::memory_order_relaxed) == wanted) return;
     Guard guard(mutex_);
-    if (!attached_) return;
+    // At rest no op would be counted any more, and so nobody would ever turn the learner off.
+    if (!attached_ || (wanted && !gate_.on)) return;
     set(learner_, wanted);
     learning_.store(wanted, std::memory_order_relaxed);
   }
@@ -247,14 +248,34 @@ struct Recording {
 };
 
 std::atomic<Recording*> g_recording{nullptr};
+std::atomic<uint32_t> g_num_recording{0};  // threads that are writing into it: nobody may read or free it meanwhile
 Recording* g_recorded = nullptr;  // the last one, kept until the next; Python serialises start, stop and read
 // Of all recordings of this process: who has work of its own. Shorter than this is none: wrappers are known by name, and
 // a border that is left out gives a short op's time to its neighbour.
-Costs* g_recorded_costs = [] {
+Costs* new_recorded_costs() {
   auto* costs = new Costs;
   costs->rule.none_below_ns = 300;
   return costs;
-}();
+}
+Costs* g_recorded_costs = new_recorded_costs();
+
+// What is being recorded, for as long as this lives; null: nothing is.
+class InRecording {
+ public:
+  InRecording() {
+    g_num_recording.fetch_add(1, std::memory_order_seq_cst);  // before the look: herald_record_stop looks the other way
+    recording_ = g_recording.load(std::memory_order_seq_cst);
+  }
+  ~InRecording() { g_num_recording.fetch_sub(1, std::memory_order_release); }
+  InRecording(const InRecording&) = delete;
+  InRecording& operator=(const InRecording&) = delete;
+
+  explicit operator bool() const { return recording_; }
+  Recording& operator*() const { return *recording_; }
+
+ private:
+  Recording* recording_;
+};
 
 Tape& tape_of(ThreadState& thread, Recording& recording) {
   if (thread.recording != recording.number) {
@@ -317,12 +338,12 @@ void record_end(Recording& recording, const at::RecordFunction& fn) {
 }
 
 std::unique_ptr<at::ObserverContext> Callbacks::on_begin(const at::RecordFunction& fn) {
-  if (Recording* recording = g_recording.load(std::memory_order_acquire)) record_begin(*recording, fn);
+  if (const InRecording recording; recording) record_begin(*recording, fn);
   return nullptr;
 }
 
 void Callbacks::on_end(const at::RecordFunction& fn, at::ObserverContext*) {
-  if (Recording* recording = g_recording.load(std::memory_order_acquire)) record_end(*recording, fn);
+  if (const InRecording recording; recording) record_end(*recording, fn);
 }
 
 }  // namespace
@@ -338,6 +359,9 @@ void mark_serving_thread() { thread_state().serving_era = g_serving_era.load(std
 void reset_hook_in_child() {
   g_names = g_names->successor().release();
   g_recording.store(nullptr, std::memory_order_release);
+  g_num_recording.store(0, std::memory_order_release);
+  g_recorded = nullptr;  // leaked, as the costs are: another thread may have been in the middle of writing
+  g_recorded_costs = new_recorded_costs();
   g_callbacks->reset_lock();
   if (t_state) *t_state = ThreadState();
 }
@@ -356,8 +380,8 @@ HERALD_API void herald_names_wrapper(const char* name) { g_names->add_wrapper(na
 HERALD_API void herald_listen_idly(int on) { g_callbacks->listen_idly(on != 0); }
 
 // Starts recording all threads. Device time by stream events on CUDA device `index`; wall time where that is < 0.
-// Returns 1, or 0 with the reason in `error`.
-HERALD_API int herald_record_start(int index, int detail, char* error, size_t error_size) {
+// Returns the recording's number, from 1, or 0 with the reason in `error`.
+HERALD_API uint64_t herald_record_start(int index, int detail, char* error, size_t error_size) {
   static uint64_t number = 0;
   if (g_recording.load(std::memory_order_acquire)) {
     std::snprintf(error, error_size, "another recording is running in this process");
@@ -373,33 +397,38 @@ HERALD_API int herald_record_start(int index, int detail, char* error, size_t er
   g_recorded = new Recording(++number, driver, g_recorded_costs, detail != 0);
   g_recording.store(g_recorded, std::memory_order_release);
   g_callbacks->record(&g_recorded->recorder);
-  return 1;
+  return number;
 }
 
-// Stops; ops that are running meanwhile may be lost. The recording can be read until the next one starts.
+// Stops; ops that are running meanwhile may be lost. The recording can be read until the next one starts: no thread
+// writes into it any more when this returns.
 HERALD_API void herald_record_stop() {
-  g_recording.store(nullptr, std::memory_order_release);
+  g_recording.store(nullptr, std::memory_order_seq_cst);
   g_callbacks->record(nullptr);
+  const timespec nap{0, 20'000};
+  while (g_num_recording.load(std::memory_order_seq_cst) != 0) nanosleep(&nap, nullptr);
 }
 
 // A range of this thread, as an event of scope mark.
 HERALD_API void herald_record_mark_begin(const char* text) {
-  Recording* recording = g_recording.load(std::memory_order_acquire);
+  const InRecording recording;
   if (!recording) return;
   const OpName& name = *g_names->intern(text);
-  Recorder& recorder = recording->recorder;
+  Recorder& recorder = (*recording).recorder;
   Signature* s = recorded_signature(recorder.known(), name, name.hash, 0, nullptr);
   recorder.begin(tape_of(thread_state(), *recording), nullptr, s, kScopeMark, -1, -1);
 }
 
 HERALD_API void herald_record_mark_end() {
-  Recording* recording = g_recording.load(std::memory_order_acquire);
-  if (recording) recording->recorder.end(tape_of(thread_state(), *recording), nullptr);
+  const InRecording recording;
+  if (recording) (*recording).recorder.end(tape_of(thread_state(), *recording), nullptr);
 }
 
-// Reads the device times that are left; the device must be idle.
-HERALD_API void herald_record_finish() {
-  if (g_recorded) g_recorded->recorder.finish();
+// Reads the device times that are left of a recording; the device must be idle. 0: it runs still, or another came.
+HERALD_API int herald_record_finish(uint64_t number) {
+  if (!g_recorded || g_recorded->number != number || g_recording.load(std::memory_order_acquire)) return 0;
+  g_recorded->recorder.finish();
+  return 1;
 }
 
 HERALD_API uint32_t herald_record_tapes() {

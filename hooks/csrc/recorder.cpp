@@ -25,12 +25,18 @@ class StreamTape {
     boundaries_.push_back({event, tape, owner});
   }
 
-  // Reads all boundaries. The stream must have drained.
+  // Reads all boundaries. The stream must have drained, and nobody may write into the tapes any more.
   void finish() {
     const CudaDriver::InContext context(cuda_, device);
     Guard guard(mutex_);
     while (boundaries_.size() > 1 && read_front()) {
     }
+    for (const Measured& m : measured_) {
+      RecordedEvent& e = m.tape->events[static_cast<size_t>(m.owner)];
+      e.timed = 1;
+      e.self_ns += std::max<int64_t>(0, m.ns);
+    }
+    measured_.clear();
     for (const Boundary& b : boundaries_) spare_.push_back(b.event);
     boundaries_.clear();
   }
@@ -44,19 +50,28 @@ class StreamTape {
     int32_t owner;
   };
 
+  struct Measured {
+    Tape* tape;
+    int32_t owner;
+    int64_t ns;
+  };
+
   CudaEvent take() {
-    if (spare_.empty() && boundaries_.size() >= kMostWaiting) {
+    if (!spare_.empty()) return take_spare();
+    const CudaDriver::RelaxedCapture relaxed(cuda_);
+    if (boundaries_.size() >= kMostWaiting) {
       while (spare_.size() < kMostWaiting / 2 && read_front()) {
       }
+      if (!spare_.empty()) return take_spare();
     }
-    if (!spare_.empty()) {
-      const CudaEvent event = spare_.back();
-      spare_.pop_back();
-      return event;
-    }
-    const CudaDriver::RelaxedCapture relaxed(cuda_);
     CudaEvent event = nullptr;
     cuda_.event_create(&event, 0);
+    return event;
+  }
+
+  CudaEvent take_spare() {
+    const CudaEvent event = spare_.back();
+    spare_.pop_back();
     return event;
   }
 
@@ -67,8 +82,8 @@ class StreamTape {
     if (cuda_.event_query(end.event) != 0) return false;
     float ms = 0;
     if (end.tape && cuda_.event_elapsed(&ms, boundaries_[0].event, end.event) == 0) {
-      const auto ns = static_cast<int64_t>(ms * 1e6) - kBoundaryNs;
-      if (ns > 0) end.tape->events[static_cast<size_t>(end.owner)].self_ns += ns;
+      // Not into the event yet: its thread may be adding others to the tape, which moves them all.
+      measured_.push_back({end.tape, end.owner, static_cast<int64_t>(ms * 1e6) - kBoundaryNs});
     }
     spare_.push_back(boundaries_[0].event);
     boundaries_.pop_front();
@@ -82,6 +97,7 @@ class StreamTape {
   Mutex mutex_;
   std::deque<Boundary> boundaries_;
   std::vector<CudaEvent> spare_;
+  std::vector<Measured> measured_;
 };
 
 Recorder::Recorder(const CudaDriver* cuda, Costs* known, bool detail) : cuda_(cuda), known_(known), detail_(detail) {}
@@ -145,17 +161,25 @@ bool Recorder::has_work(const Tape& tape, int32_t index) const {
 
 void Recorder::boundary(Tape* tape, int32_t owner, int device) { stream_of(device).mark(tape, owner); }
 
+StreamTape* Recorder::find(CudaStream stream, int device, size_t from, size_t to) const {
+  for (size_t i = from; i < to; ++i) {
+    if (streams_[i]->stream == stream && streams_[i]->device == device) return streams_[i].get();
+  }
+  return nullptr;
+}
+
 StreamTape& Recorder::stream_of(int device) {
   CudaStream stream = nullptr;
   {
     const CudaDriver::InContext context(*cuda_, device);
     stream = cuda_->current_stream(device);
   }
-  for (size_t i = 0; i < num_streams_.load(std::memory_order_acquire); ++i) {
-    if (streams_[i]->stream == stream && streams_[i]->device == device) return *streams_[i];
-  }
+  size_t n = num_streams_.load(std::memory_order_acquire);
+  if (StreamTape* known = find(stream, device, 0, n)) return *known;
   Guard guard(mutex_);
-  const size_t n = num_streams_.load(std::memory_order_relaxed);
+  const size_t seen = n;
+  n = num_streams_.load(std::memory_order_relaxed);
+  if (StreamTape* known = find(stream, device, seen, n)) return *known;  // another thread was faster
   if (n == kMostStreams) return *streams_[n - 1];
   streams_[n] = std::make_unique<StreamTape>(*cuda_, device, stream);
   streams_[n]->mark(nullptr, -1);
@@ -165,12 +189,13 @@ StreamTape& Recorder::stream_of(int device) {
 
 void Recorder::close(Tape& tape) {
   const int64_t now = now_ns();
-  for (RecordedEvent& e : tape.events) {
-    if (e.end_ns == 0) e.end_ns = now;  // still open when recording stopped
-  }
-  if (!cuda_) return;
   for (size_t i = 0; i < tape.events.size(); ++i) {
-    if (tape.signatures[i] && tape.events[i].device >= 0) known_->sample(*tape.signatures[i], tape.events[i].self_ns);
+    RecordedEvent& e = tape.events[i];
+    if (e.end_ns == 0) {
+      e.end_ns = now;  // still open when recording stopped
+    } else if (tape.signatures[i] && e.timed) {
+      known_->sample(*tape.signatures[i], e.self_ns);
+    }
   }
 }
 

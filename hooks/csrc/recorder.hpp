@@ -23,7 +23,7 @@ struct RecordedEvent {
   uint32_t thread;
   uint8_t scope;
   int8_t device;
-  uint16_t reserved;
+  uint16_t timed;  // 1: `self_ns` was measured; on CUDA nothing is of what goes into a graph
   int64_t begin_ns;
   int64_t end_ns;
   int64_t self_ns;
@@ -106,6 +106,7 @@ class Recorder {
   bool has_work(const Tape& tape, int32_t index) const;
   void boundary(Tape* tape, int32_t owner, int device);
   StreamTape& stream_of(int device);
+  StreamTape* find(CudaStream stream, int device, size_t from, size_t to) const;
   void close(Tape& tape);
 
   static constexpr size_t kMostStreams = 64;

@@ -1,10 +1,12 @@
 """The passes of one measurement, in their order, and the profile that follows from them."""
 
+import logging
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+from herald.durations import format_ns
 from herald.hooks import learned
 from herald.hooks.profiling.assembly import Passes, Place, assemble
 from herald.hooks.profiling.kernels import KernelTrace
@@ -12,9 +14,11 @@ from herald.hooks.profiling.module_paths import ModuleMarks
 from herald.hooks.profiling.stages import HostTimes, Recorded, Schedule, Stage, WallTimes, WarmUp
 from herald.profiles import Profile
 
+_log = logging.getLogger("herald")
 _SETTLING = 3  # recorded iterations after which the recorder knows, on CUDA, which ops have no work of their own
 _IN_DETAIL = 2  # the first also warms up what the marks of modules changed (torch.compile looks at module hooks)
 _TRACED = 3
+_DISTURBED = 1.3  # on a CPU, what two passes that measure the same may differ by before that is said
 
 
 class Measurement:
@@ -34,6 +38,7 @@ class Measurement:
 
     def profile(self, place: Place) -> Profile:
         """The profile, once the schedule is done. Raises ProfileError: no op was seen."""
+        self._warn_of_others()
         passes = Passes(
             timed=self._timed.recording,
             timed_bounds_ns=self._timed.bounds_ns,
@@ -44,6 +49,17 @@ class Measurement:
             kernels=self._kernels.found,
         )
         return assemble(passes, place, _parameters(self._model))
+
+    def _warn_of_others(self) -> None:
+        """On a CPU an iteration takes as long as it keeps the host, unless something else runs there."""
+        wall_ns, host_ns = self._wall.median_ns, self._host.median_ns
+        if self._wall.device.type == "cpu" and max(wall_ns, host_ns) > _DISTURBED * min(wall_ns, host_ns):
+            _log.warning(
+                "an iteration took %s in one pass and %s in another: its work changes, or something else uses this "
+                "machine, and is in the times; profile alone, with more iterations",
+                format_ns(wall_ns),
+                format_ns(host_ns),
+            )
 
 
 def place_of(cuda_index: int | None, device: str, workload: str) -> Place:

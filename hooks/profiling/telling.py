@@ -5,7 +5,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from herald.errors import HeraldError
+from herald.errors import HeraldError, ProfileError
 from herald.profile_process import Order
 from herald.profiles import Profile
 
@@ -26,7 +26,7 @@ def write(order: Order, profile: Profile) -> None:
 
 def fail(order: Order, error: HeraldError) -> NoReturn:
     """Say why there is no profile, with what the workload raised, and end."""
-    if error.__cause__ is not None:
+    if error.__cause__ is not None and isinstance(error, ProfileError):
         traceback.print_exception(error.__cause__)
     print(f"herald: error: {error}", file=sys.stderr, flush=True)
     tell(order, "failed")

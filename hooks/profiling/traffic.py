@@ -6,7 +6,7 @@ A view gives its input's storage back and writes nothing. Pure: a recording in d
 from dataclasses import dataclass
 
 from herald.hooks.profiling.positions import Array
-from herald.hooks.recorder import Recording
+from herald.hooks.recorder import OVERWRITTEN, Recording
 
 # Ops that write their first input without a look at what it held: nothing of it has to be moved in.
 _OVERWRITE = frozenset(
@@ -40,13 +40,12 @@ def traffic(recording: Recording, place: int, numbers: StorageNumbers) -> Traffi
     first, num_in = int(event["first_tensor"]), int(event["num_in"])
     tensors = recording.tensors[first : first + num_in + int(event["num_out"])]
     inputs, outputs = tensors[:num_in], tensors[num_in:]
-    reads, writes = _sizes(inputs), _sizes(inputs[inputs["written"] == 1])
+    reads, writes = _sizes(inputs), _sizes(inputs[inputs["written"] > 0])
     made = {storage: size for storage, size in _sizes(outputs).items() if storage not in reads}
     if len(outputs) and not writes and not made:  # a view
         return Traffic(_numbered(reads, numbers), (), 0, 0)
-    looked_at = reads
-    if recording.signatures[event["signature"]].name in _OVERWRITE:
-        looked_at = {storage: size for storage, size in reads.items() if storage not in writes}
+    least = 1 if recording.signatures[event["signature"]].name in _OVERWRITE else OVERWRITTEN
+    looked_at = _sizes(inputs[inputs["written"] < least])
     writes |= made
     return Traffic(_numbered(reads, numbers), _numbered(writes, numbers), sum(looked_at.values()), sum(writes.values()))
 
