@@ -13,8 +13,8 @@ from herald.hooks.attach import attach
 from herald.hooks.job import Job
 from herald.hooks.profiler import profile
 from herald.hooks.requests import Request
+from herald.job_view import Histogram, JobView
 from herald.profiles import Profile
-from herald.table import Histogram, JobView
 
 __version__ = "0.1.0"
 

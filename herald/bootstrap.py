@@ -18,10 +18,11 @@ from typing import Literal, Self
 
 import herald
 from herald.config import PRIORITIES, choose_domain
+from herald.domains import segment_name
 from herald.driver import NoDriverError, probe
 from herald.errors import ConfigError, HeraldError
 from herald.launch import launch_env, use_idle_class
-from herald.table import Table, segment_name
+from herald.table import Table
 
 _INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
 _OPTIONS_WITH_VALUE = "WX"

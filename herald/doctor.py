@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from herald import build
+from herald.domains import DomainLock, segment_name
 from herald.driver import Driver, NoDriverError, probe
 from herald.errors import HeraldError
-from herald.table import DomainLock, segment_name
 
 Device = Literal["cpu", "cuda"]
 _EVERY: tuple[Device, ...] = ("cpu", "cuda")

@@ -3,7 +3,7 @@
 import mmap
 import resource
 
-from herald import native, table
+from herald import native, segment
 from herald.table import Table
 
 
@@ -31,7 +31,7 @@ class MemoryTable(Table):
     def __init__(self, domain: str = "fake") -> None:
         page = resource.getpagesize()
         memory = mmap.mmap(-1, int(native.table().herald_table_bytes(page)))
-        table.initialise(memory, page)
+        segment.initialise(memory, page)
         super().__init__(domain, memory, lock=None)
 
     def add_job(self, *, name: str = "job", priority: str = "high", device: str = "cpu", **fields: int) -> int:

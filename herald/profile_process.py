@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Self
 
+from herald.clock import now_ns
 from herald.durations import format_ns
 from herald.errors import ConfigError, ProfileError
-from herald.table import now_ns
 
 _CHILD = "herald.hooks.profiling.child"
 _GRACE_NS = 5_000_000_000  # for the process to end by itself, with a better message

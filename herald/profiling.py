@@ -97,7 +97,7 @@ def _order(arguments: argparse.Namespace) -> tuple[Order, list[str], Sequence[st
     if python is None:
         said = f"{' '.join(words)!r} is no Python program" if words else "nothing to profile"
         raise ConfigError(
-            f"herald profile: {said}: give one FILE.py:FUNCTION, where FUNCTION() returns a step function, or a Python "
+            f"herald profile: {said}: give FILE.py:FUNCTION, where FUNCTION() returns a step function, or a Python "
             "program after --, as in `herald profile -o PROFILE -- python train.py`"
         )
     if not python.target[0].startswith("-") and not Path(python.target[0]).exists():

@@ -9,12 +9,15 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table as Grid
 
+from herald.clock import now_ns
 from herald.config import choose_domain
+from herald.domains import segment_name
 from herald.durations import format_ns
+from herald.job_view import JobView
 from herald.scheduler.daemon import describe
 from herald.scheduler.prediction import infeasible
 from herald.scheduler.snapshot import Plan, Snapshot, key_of
-from herald.table import JobView, Table, now_ns, segment_name
+from herald.table import Table
 
 _STALE_AFTER_NS = 1_000_000_000  # twenty beats
 

@@ -8,238 +8,18 @@ operation is the native library's; Python copies rows out and never does a read-
 import ctypes
 import mmap
 import os
-import resource
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar, Self
 
-import numpy as np
-import numpy.typing as npt
-import posix_ipc
-
 from herald import layout, native
+from herald.domains import DomainLock, default_domain, lock_path, segment_path
 from herald.errors import DaemonError, TableError
-from herald.settings import Settings, check_domain
-
-_SHM = Path("/dev/shm")
-_MEMBERSHIP_LIMIT_NS = 10_000_000_000
-_MEMBERSHIP_NAP_S = 0.001
-
-
-def now_ns() -> int:
-    """CLOCK_MONOTONIC in ns: the only clock of Herald, the same in every process of a machine."""
-    return time.monotonic_ns()
-
-
-def default_domain() -> str:
-    """The domain where none is given: HERALD_DOMAIN, else "default"."""
-    return Settings.from_env().domain
-
-
-def segment_name(domain: str) -> str:
-    """The POSIX name of a domain's segment; one set of domains per user."""
-    return f"/herald-{os.getuid()}-{domain}"
-
-
-def lock_path(domain: str) -> Path:
-    """The lock file of a domain; it lies beside the segment, so that containers sharing one share both."""
-    return _SHM / f"{segment_name(domain)[1:]}.lock"
-
-
-def domains() -> list[str]:
-    """The domains of this user that have a table, in alphabetical order."""
-    prefix = segment_name("")[1:]
-    names = (path.name.removeprefix(prefix) for path in _SHM.glob(f"{prefix}*"))
-    return sorted(name for name in names if not name.endswith(".lock"))
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of durations in buckets of 1/16 relative width."""
-
-    counts: npt.NDArray[np.uint32] = field(repr=False)
-
-    @property
-    def count(self) -> int:
-        """How many durations were recorded."""
-        return int(self.counts.sum())
-
-    def quantile(self, q: float) -> int | None:
-        """The duration in ns that a share ``q`` (0..1) does not exceed, to 1/16 (upper edge); None when empty."""
-        total = self.count
-        if total == 0:
-            return None
-        index = int(np.searchsorted(np.cumsum(self.counts), max(1, np.ceil(q * total))))
-        return layout.bucket_bounds_ns(index)[1]
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A copy of one job's row. Times are ns of `now_ns`, durations ns; device times are predicted ones."""
-
-    row: int
-    generation: int
-    name: str
-    priority: str  # "high" or "low"
-    device: str  # "cpu" or a GPU's UUID
-    pid: int
-    mps: bool
-    slo_ns: int  # 0: none
-    target: float  # share of requests that must meet the SLO
-    attached_ns: int
-    heartbeat_ns: int
-    lead_ns: int
-    queue_limit: int
-    inflation_ppm: int  # 0: the lead does not follow progress
-    margin_ns: int
-    quantile_ppm: int
-    open_requests: int
-    oldest_deadline_ns: int
-    hold_since_ns: int
-    requests_begun: int
-    requests_done: int
-    slo_met: int
-    slo_missed: int
-    closes: int
-    held_ns: int
-    requests_overdue: int
-    remaining_ns: int  # predicted, of the open request with the earliest deadline; -1: not known
-    progress_ppm: int  # done of that request, in millionths
-    progress_scored: int
-    progress_error_ppm: int  # sum
-    ops_seen: int
-    ops_unknown: int
-    gate_points: int
-    gate_waits: int
-    gate_wait_ns: int
-    gated_ns: int
-    light_ns: int
-    longest_op_ns: int
-    throttle_ns: int
-    armed: int  # low priority: 1 while the hook is on, 0 while it rests for want of services
-    sampled_ns: int
-    covered_ns: int
-    latency: Histogram
-    service: Histogram
-
-    @classmethod
-    def empty(cls, name: str, priority: str) -> Self:
-        """The view of a job that has no row."""
-        plain = dict.fromkeys(_PLAIN_FIELDS, 0) | {"remaining_ns": -1}
-        none = Histogram(np.zeros(layout.HISTOGRAM_BUCKETS, dtype=np.uint32))
-        return cls(
-            row=-1, name=name, priority=priority, device="", mps=False, target=0.0, latency=none, service=none, **plain
-        )
-
-    @property
-    def attainment(self) -> float | None:
-        """Share of finished requests that met the SLO; None before the first or without one."""
-        judged = self.slo_met + self.slo_missed
-        return self.slo_met / judged if judged else None
-
-    @property
-    def progress_error(self) -> float | None:
-        """How wrong the predicted remaining time was at the middle of finished requests; None before any.
-
-        The mean of |predicted - actual| / actual. (Half of it in shares of the whole request.)
-        """
-        return self.progress_error_ppm / 1e6 / self.progress_scored if self.progress_scored else None
-
-    @property
-    def coverage(self) -> float | None:
-        """Share of this job's device time that passed the gate, from samples; None while there are none.
-
-        A sample is a stretch of a stream that was never idle: the predicted time of the ops that passed, over the
-        measured time of the stretch. What no op event announced makes it small; a wrong prediction makes it wrong.
-        """
-        return min(1.0, self.covered_ns / self.sampled_ns) if self.sampled_ns else None
-
-
-class DomainLock:
-    """The lock file of a domain: membership, liveness of jobs, ownership by a daemon.
-
-    POSIX record locks belong to the process and vanish when it closes *any* descriptor of the file, so each process
-    opens it once and never closes it. Threads of one process are kept apart by an ordinary lock.
-    """
-
-    _opened: ClassVar[dict[str, "DomainLock"]] = {}
-    _guard = threading.Lock()
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as e:
-            raise TableError(f"cannot open {path}: {e.strerror}; Herald needs a writable /dev/shm") from e
-        self.inode = os.fstat(self.fd).st_ino
-        self.threads = threading.RLock()  # record locks do not keep threads of one process apart
-        self._depth = 0
-        self.runs_daemon = False
-
-    @classmethod
-    def of(cls, domain: str) -> "DomainLock":
-        """The one lock object of this process for the domain, reopened if the file was reset."""
-        path = lock_path(domain)
-        with cls._guard:
-            known = cls._opened.get(domain)
-            if known is None or not known._is_current():
-                known = cls._opened[domain] = cls(path)
-            return known
-
-    def _is_current(self) -> bool:
-        try:
-            return self.path.stat().st_ino == self.inode
-        except FileNotFoundError:
-            return False
-
-    @classmethod
-    def forget_parents_locks(cls) -> None:
-        """In a forked child: threads that held a lock here do not exist, and record locks were not inherited."""
-        cls._guard = threading.Lock()
-        for lock in cls._opened.values():
-            lock.threads = threading.RLock()
-            lock._depth = 0
-            lock.runs_daemon = False
-
-    @contextmanager
-    def membership(self) -> Iterator[None]:
-        """Alone among everybody who creates, claims or resets. Raises TableError when someone never lets go."""
-        with self.threads:
-            if self._depth == 0:
-                self._acquire()
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-                if self._depth == 0:
-                    native.table().herald_unlock(self.fd, layout.MEMBERSHIP_BYTE)
-
-    def _acquire(self) -> None:
-        give_up = now_ns() + _MEMBERSHIP_LIMIT_NS
-        while not native.table().herald_lock(self.fd, layout.MEMBERSHIP_BYTE, 0):
-            if now_ns() > give_up:
-                raise TableError(
-                    f"{self.path} stays locked by a process that is joining or leaving (stopped in a debugger?): "
-                    "end it and try again"
-                )
-            time.sleep(_MEMBERSHIP_NAP_S)
-
-    def is_held(self, byte: int) -> bool:
-        """Whether another process holds the byte (a process cannot see its own locks this way)."""
-        return bool(native.table().herald_lock_held(self.fd, byte))
-
-    def anyone_alive(self) -> bool:
-        """Whether any other process has a job or the daemon in this domain."""
-        return any(self.is_held(byte) for byte in range(layout.FIRST_JOB_BYTE, layout.DAEMON_BYTE + 1))
-
-
-os.register_at_fork(after_in_child=DomainLock.forget_parents_locks)
+from herald.job_view import JobView, of_row
+from herald.segment import open_segment, unlink_segment
+from herald.settings import check_domain
 
 
 class Table:
@@ -263,7 +43,7 @@ class Table:
     def open(cls, domain: str | None = None, *, create: bool = True) -> Self:
         """The domain's table, created if need be. Raises TableError, never repairs a table in use."""
         domain = check_domain(domain) if domain is not None else default_domain()
-        if not create and not _segment_path(domain).exists():
+        if not create and not segment_path(domain).exists():
             raise TableError(f"domain {domain!r} has no table: no daemon and no job has started in it")
         while True:
             lock = DomainLock.of(domain)
@@ -273,24 +53,24 @@ class Table:
                 kept = cls._kept.get(domain)
                 if isinstance(kept, cls) and kept.is_current():
                     return kept
-                memory, inode = _open_segment(domain, lock)
+                memory, inode = open_segment(domain, lock)
                 return cls(domain, memory, lock, inode)
 
     @staticmethod
     def unlink(domain: str, *, force: bool = False) -> bool:
         """Remove a domain's segment and lock file; False if there was none. Raises TableError while anyone lives."""
         check_domain(domain)
-        if not _segment_path(domain).exists() and not lock_path(domain).exists():
+        if not segment_path(domain).exists() and not lock_path(domain).exists():
             return False
         lock = DomainLock.of(domain)
         with lock.membership():
-            existed = _segment_path(domain).exists()
+            existed = segment_path(domain).exists()
             if not force and lock.anyone_alive():
                 raise TableError(
                     f"domain {domain!r} is in use (see `herald status --domain {domain}`): stop its jobs and daemon, "
                     f"or remove it all the same with `herald reset --domain {domain} --force`"
                 )
-            _unlink_segment(domain)
+            unlink_segment(domain)
             lock.path.unlink(missing_ok=True)
         return existed
 
@@ -374,7 +154,7 @@ class Table:
 
     def job(self, row: int) -> JobView:
         """A copy of one row, live or not."""
-        return _view(row, self._rows[row], self.header)
+        return of_row(row, self._rows[row], self.header)
 
     def jobs(self) -> list[JobView]:
         """Copies of all live rows, by row."""
@@ -482,132 +262,13 @@ class Table:
     def is_current(self) -> bool:
         """Whether the domain's name still leads to this table: it may have been reset and made anew."""
         try:
-            return self._lock is None or _segment_path(self.domain).stat().st_ino == self._inode
+            return self._lock is None or segment_path(self.domain).stat().st_ino == self._inode
         except FileNotFoundError:
             return False
 
     def _check_current(self) -> None:
         if not self.is_current():
             raise TableError(f"the table of domain {self.domain!r} was reset while this process was joining: try again")
-
-
-def _segment_path(domain: str) -> Path:
-    return _SHM / segment_name(domain)[1:]
-
-
-def _unlink_segment(domain: str) -> None:
-    with suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(segment_name(domain))
-
-
-def _open_segment(domain: str, lock: DomainLock) -> tuple[mmap.mmap, int]:
-    """Map the segment, creating it if there is none. Under the membership lock, so never half made by another."""
-    name = segment_name(domain)
-    try:
-        shared = posix_ipc.SharedMemory(name)
-    except posix_ipc.ExistentialError:
-        return _create_segment(domain)
-    except posix_ipc.PermissionsError as e:
-        raise TableError(f"/dev/shm{name} belongs to someone else: use another domain (HERALD_DOMAIN)") from e
-    try:
-        found = os.fstat(shared.fd)
-        memory = mmap.mmap(shared.fd, found.st_size) if found.st_size >= ctypes.sizeof(layout.Header) else None
-    finally:
-        shared.close_fd()
-    if _was_abandoned(memory, found.st_size) and not lock.anyone_alive():
-        _unlink_segment(domain)
-        return _create_segment(domain)
-    _check_header(domain, memory, found.st_size)
-    assert memory is not None
-    return memory, found.st_ino
-
-
-def _was_abandoned(memory: mmap.mmap | None, size: int) -> bool:
-    """Whether its creator died before it wrote the magic, which comes last: nobody can have joined such a table."""
-    return size == 0 or (memory is not None and not any(memory[:8]))
-
-
-def _check_header(domain: str, memory: mmap.mmap | None, size: int) -> None:
-    path, cure = _segment_path(domain), f"stop what uses it and run `herald reset --domain {domain}`"
-    if memory is None:
-        raise TableError(f"{path} is truncated: {size} bytes, a header needs {ctypes.sizeof(layout.Header)}; {cure}")
-    header = layout.Header.from_buffer_copy(memory)
-    if header.magic != layout.MAGIC:
-        raise TableError(f"{path} is not a Herald table: magic {header.magic:#x}, expected {layout.MAGIC:#x}; {cure}")
-    if header.version != layout.VERSION:
-        raise TableError(
-            f"{path} has layout version {header.version}, this Herald speaks {layout.VERSION}: "
-            f"another version of Herald made it; {cure}"
-        )
-    expected = _geometry(resource.getpagesize())
-    found = {field: getattr(header, field) for field in expected}
-    if size != expected["total_bytes"] or found != expected:
-        wrong = [
-            f"{field} {found[field]}, expected {expected[field]}"
-            for field in expected
-            if found[field] != expected[field]
-        ]
-        raise TableError(
-            f"{path} is truncated or damaged ({'; '.join([f'{size} bytes', *wrong])}, expected "
-            f"{expected['total_bytes']} bytes); {cure}"
-        )
-
-
-def _geometry(page_bytes: int) -> dict[str, int]:
-    """What the header of a sound table says of sizes and places on a machine with such pages."""
-    memory = bytearray(int(native.table().herald_table_bytes(page_bytes)))
-    native.table().herald_table_initialise(ctypes.addressof(ctypes.c_char.from_buffer(memory)), page_bytes, 0)
-    header = layout.Header.from_buffer_copy(memory)
-    fields = ("page_bytes", "total_bytes", "num_rows", "row_bytes", "rows_offset", "gates_offset", "gates_bytes")
-    return {field: getattr(header, field) for field in fields}
-
-
-def _create_segment(domain: str) -> tuple[mmap.mmap, int]:
-    page = resource.getpagesize()
-    size = int(native.table().herald_table_bytes(page))
-    try:
-        shared = posix_ipc.SharedMemory(segment_name(domain), posix_ipc.O_CREX, mode=0o600, size=size)
-    except (posix_ipc.Error, OSError) as e:
-        raise TableError(
-            f"cannot create {_segment_path(domain)} ({size} bytes): {e}; is /dev/shm writable and not full?"
-        ) from e
-    try:
-        inode = os.fstat(shared.fd).st_ino
-        os.posix_fallocate(shared.fd, 0, size)  # a full /dev/shm is an error now, not a SIGBUS later
-        memory = mmap.mmap(shared.fd, size)
-    except OSError as e:
-        _unlink_segment(domain)
-        raise TableError(f"/dev/shm has no room for {size} bytes: {e.strerror}; free some or enlarge it") from e
-    finally:
-        shared.close_fd()
-    initialise(memory, page)
-    return memory, inode
-
-
-def initialise(memory: mmap.mmap, page_bytes: int) -> None:
-    """Make zeroed memory a table; the magic appears last."""
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    native.table().herald_table_initialise(address, page_bytes, time.time_ns())
-
-
-def _view(index: int, row: layout.JobRow, header: layout.Header) -> JobView:
-    names = {value: name for name, value in layout.PRIORITIES.items()}
-    same = {f: getattr(row, f) for f in JobView.__dataclass_fields__ if f in _PLAIN_FIELDS}
-    return JobView(
-        row=index,
-        name=row.name.decode(errors="replace"),
-        priority=names.get(row.priority, "low"),
-        device=header.devices[row.device].value.decode(errors="replace"),
-        mps=bool(row.mps),
-        target=row.target_ppm / 1e6,
-        latency=Histogram(np.ctypeslib.as_array(row.latency).copy()),
-        service=Histogram(np.ctypeslib.as_array(row.service).copy()),
-        **same,
-    )
-
-
-_DECODED = {"row", "name", "priority", "device", "mps", "target", "latency", "service"}
-_PLAIN_FIELDS = {f for f in JobView.__dataclass_fields__} - _DECODED
 
 
 def _clip(text: str, num_bytes: int) -> bytes:

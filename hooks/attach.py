@@ -10,8 +10,9 @@ from herald.durations import parse_duration
 from herald.errors import AttachError, ConfigError
 from herald.hooks import devices, learned
 from herald.hooks.job import DisabledJob, HighJob, Job, LowJob
+from herald.job_view import JobView
 from herald.settings import Settings, check_domain
-from herald.table import JobView, Table
+from herald.table import Table
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def attach(
     Raises ConfigError (a wrong setting), AttachError (this process cannot be scheduled), TableError (the domain is
     full or damaged), BuildError (no compiler). Nothing is left behind then.
     """
-    _check_model(model)
+    devices.check_model(model)
     settings = Settings.from_env()
     chosen = config or settings.config
     file = config_file.load(chosen) if chosen else Config()
@@ -64,13 +65,6 @@ def attach(
             _log.warning("job %r has no SLO: its requests are protected, but none is judged (give slo='50ms')", name)
         return HighJob(table, where, model, name=name, slo_ns=slo_ns, target=job.target)
     return LowJob(table, where, name=name, light_percent=file.classes.light_percent)
-
-
-def _check_model(model: object) -> None:
-    import torch
-
-    if model is not None and not isinstance(model, torch.nn.Module):
-        raise ConfigError(f"model = {model!r}: give a torch.nn.Module, or leave it out")
 
 
 def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:

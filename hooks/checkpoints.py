@@ -94,7 +94,8 @@ class Checkpoints:
             self._lock.release()
 
     def _record(self) -> None:
-        if not (self._removed or is_compiling() or is_capturing()):
+        # Another thread may have begun one since `before_forward` looked.
+        if self._recording is None and not (self._removed or is_compiling() or is_capturing()):
             self._recording = Recording(hookable(self._model), self._clock())
 
     def _give_up(self) -> None:

@@ -52,6 +52,14 @@ def resolve(device: "str | torch.device | None", model: "torch.nn.Module | None"
     return JobDevice(gpu_name(index), index, is_mps_client())
 
 
+def check_model(model: object) -> None:
+    """Raises ConfigError."""
+    import torch
+
+    if model is not None and not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"model = {model!r}: give a torch.nn.Module, or leave it out")
+
+
 def gpu_name(index: int) -> str:
     """A GPU's UUID as the driver writes it."""
     import torch

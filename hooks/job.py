@@ -22,8 +22,9 @@ from herald.errors import AttachError, ConfigError, TableError
 from herald.hooks import classes, devices, launches, learned, native
 from herald.hooks.devices import JobDevice
 from herald.hooks.requests import ForwardRequests, Request, arrival_ns
+from herald.job_view import JobView
 from herald.native import process_token
-from herald.table import JobView, Table
+from herald.table import Table
 
 if TYPE_CHECKING:
     import torch
@@ -214,14 +215,14 @@ class HighJob(_AttachedJob):
         )
         if not self._handle:
             raise AttachError(f"requests cannot be watched: {error.value.decode()}; see `herald doctor`")
-        self._table.wait_until_armed(self._row, _ARMING_S)
         try:
+            self._table.wait_until_armed(self._row, _ARMING_S)
             if self._model is not None:
                 self._forward = ForwardRequests(self._model, self._begin_forward)
                 self._checkpoints = self._make_checkpoints(self._model)
-        except Exception as e:
-            native.hook().herald_high_detach(self._handle)
-            if isinstance(e, AttachError):
+        except BaseException as e:
+            self._stop()
+            if isinstance(e, AttachError) or not isinstance(e, Exception):
                 raise
             raise AttachError(
                 f"the forward of {type(self._model).__name__} cannot be wrapped ({e}): attach without the model and "
@@ -316,7 +317,11 @@ class LowJob(_AttachedJob):
         )
         if not ok:
             raise AttachError(f"ops cannot be gated: {error.value.decode()}; see `herald doctor`")
-        launches.start(gate=str(self._table.address))
+        try:
+            launches.start(gate=str(self._table.address))
+        except BaseException:
+            native.hook().herald_low_detach()
+            raise
 
     def _stop(self) -> None:
         launches.stop(gate=str(self._table.address))

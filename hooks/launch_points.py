@@ -207,7 +207,12 @@ def _capture_begin(original: Function, announcer: Announcer) -> Function:
         if announcer.on:
             _remember(self, _GRAPH, Graph(_current_device(), gate=announcer.gate))
             native.hook().herald_low_capture_begin()  # the hook may rest; a graph's waits are for those who come later
-        return original(self, *args, **kwargs)
+        try:
+            return original(self, *args, **kwargs)
+        except BaseException:
+            if announcer.on:
+                native.hook().herald_low_capture_end()  # nobody ends a capture that has not begun
+            raise
 
     return capture_begin
 

@@ -53,13 +53,14 @@ class Patches:
             self._announcer.on = True
             sys.meta_path.insert(0, self._finder)
         for name in self._finder.names & sys.modules.keys():
-            # Waits for another thread that is in the middle of importing it, so no lock of ours may be held.
-            self._imported(importlib.import_module(name))
+            if sys.modules.get(name) is not None:  # None: somebody forbids its import
+                # Waits for another thread that is in the middle of importing it, so no lock of ours may be held.
+                self._imported(importlib.import_module(name))
 
     def stop(self, gate: str | None) -> None:
         """One user less; with the last everything is as it was."""
         with self._lock:
-            self._users -= 1
+            self._users = max(0, self._users - 1)  # in a forked child its parent's users may still stop
             self._announcer.gate = None if gate else self._announcer.gate
             if self._users <= 0:
                 self._remove()

@@ -52,6 +52,7 @@ def profile(
         raise ProfileError(
             f"step = {step!r} cannot be called: give a function that runs one iteration, as in herald.profile(step)"
         )
+    devices.check_model(model)
     from herald.hooks.profiling.time_limit import TimeLimit
 
     return profile_within(

@@ -4,6 +4,8 @@ What it records and how is in csrc/recorder.hpp; this gives it to Python as arra
 """
 
 import ctypes
+import os
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
@@ -26,7 +28,7 @@ EVENT = np.dtype(
         ("thread", "u4"),  # numbered in the order of first sight
         ("scope", "u1"),
         ("device", "i1"),  # of its first tensor on the recorder's kind of device; -1: none, or no device op
-        ("reserved", "u2"),
+        ("timed", "u2"),  # CUDA: 1 where self_ns was measured, which nothing is that goes into a graph
         ("begin_ns", "i8"),  # host, CLOCK_MONOTONIC
         ("end_ns", "i8"),
         ("self_ns", "i8"),  # device time of its own; CPU: wall time without the events inside
@@ -80,6 +82,7 @@ class Recorder:
     def __init__(self, device: torch.device, *, detail: bool = False) -> None:
         self._device = device
         self._detail = detail
+        self._number = 0  # of the recording, to the native hook
         self._result: Recording | None = None
 
     def mark_begin(self, text: str) -> None:
@@ -91,12 +94,20 @@ class Recorder:
         native.hook().herald_record_mark_end()
 
     def result(self) -> Recording:
-        """What was recorded, once the recorder was left. Waits for the device. Valid also after later recordings."""
+        """What was recorded, once the recorder was left. Waits for the device. Valid also after later recordings.
+
+        Raises ConfigError where it is asked for too early, or for the first time after a later recording has begun.
+        """
         if self._result is None:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            native.hook().herald_record_finish()
-            self._result = _read(self._detail)
+            with _turn:
+                if not native.hook().herald_record_finish(self._number):
+                    raise ConfigError(
+                        "there is nothing to read of this recording: it runs still, or another one has begun since, "
+                        "and the hook keeps only the last; call result() between the two"
+                    )
+                self._result = _read(self._detail)
         return self._result
 
     def __enter__(self) -> Self:
@@ -104,15 +115,37 @@ class Recorder:
         index = -1
         if self._device.type == "cuda":
             index = torch.cuda.current_device() if self._device.index is None else self._device.index
-        if not native.hook().herald_record_start(index, self._detail, error, native.ERROR_BYTES):
+        with _turn:
+            number = native.hook().herald_record_start(index, self._detail, error, native.ERROR_BYTES)
+        if not number:
             raise ConfigError(f"ops cannot be recorded: {error.value.decode()}")
-        launches.start()
-        self._result = None
+        self._number, self._result = number, None
+        try:
+            launches.start()
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         launches.stop()
-        native.hook().herald_record_stop()
+        self._stop()
+
+    @staticmethod
+    def _stop() -> None:
+        with _turn:
+            native.hook().herald_record_stop()
+
+
+_turn = threading.Lock()  # the hook keeps one recording: whoever starts, stops or reads one is alone
+
+
+def _new_turn() -> None:
+    global _turn  # noqa: PLW0603 -- a thread of the parent's may have held it when it forked
+    _turn = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_turn)
 
 
 def _read(detail: bool) -> Recording:

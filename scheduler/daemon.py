@@ -13,16 +13,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from herald.clock import now_ns
 from herald.config import Config, Limits, MetricsConfig, choose_domain, find
 from herald.durations import format_ns
 from herald.errors import TableError
+from herald.job_view import JobView
 from herald.layout import LEAD_ALWAYS, LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.scheduler import policies
 from herald.scheduler.mps import MpsServer
 from herald.scheduler.policies import Policy
 from herald.scheduler.signals import StopSignals, stop_signals
 from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Pace, Plan, Snapshot, key_of
-from herald.table import JobView, Table, now_ns
+from herald.table import Table
 
 PERIOD_S = 0.05
 LONGEST_PERIOD_S = 0.25  # a tick that was only slow because it was preempted must not make the daemon look dead

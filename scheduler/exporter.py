@@ -26,10 +26,12 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from herald import layout
+from herald.clock import now_ns
 from herald.errors import DaemonError
+from herald.job_view import JobView
 from herald.scheduler.metrics import COUNTERS, GAUGES, GaugeOf
 from herald.scheduler.snapshot import JobKey, key_of
-from herald.table import JobView, Table, now_ns
+from herald.table import Table
 
 MOST_SERIES = 1024  # of jobs that left; then those that left first are dropped
 

@@ -6,7 +6,7 @@ Names are without Prometheus's suffix `_total`, which the exporter's library add
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from herald.table import JobView
+from herald.job_view import JobView
 
 
 @dataclass(frozen=True)

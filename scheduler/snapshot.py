@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, Self
 
+from herald.job_view import JobView
 from herald.layout import LEAD_ALWAYS, LEAD_NEVER, NO_QUEUE_LIMIT
-from herald.table import JobView
 
 
 class JobKey(NamedTuple):
@@ -20,7 +20,7 @@ class JobKey(NamedTuple):
 
 
 class Durations(Protocol):
-    """Recorded durations, such as `herald.table.Histogram`."""
+    """Recorded durations, such as `herald.job_view.Histogram`."""
 
     @property
     def count(self) -> int:

@@ -41,7 +41,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(herald.ConfigError, match=message):
         herald.attach(**({"device": "cpu"} | arguments))  # type: ignore[arg-type]
-    assert domain not in herald.table.domains() or Table.open(domain).jobs() == []
+    assert domain not in herald.domains.domains() or Table.open(domain).jobs() == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -100,7 +100,7 @@ def test_disabled_herald_has_the_same_calls_and_no_effect(domain: str, monkeypat
     with job, job.request(arrival=1.0):
         model(torch.randn(1, 2))
     assert job.stats().requests_done == 0
-    assert domain not in herald.table.domains()
+    assert domain not in herald.domains.domains()
     with pytest.raises(herald.ConfigError, match="slo"):  # still checked: the setting is wrong either way
         herald.attach(model, priority="high", slo="50")
 

@@ -97,6 +97,16 @@ def test_one_forward_is_recorded_and_hooked_only_for_that() -> None:
     assert num_hooks(watched.model) == len(watched.checkpoints.chosen)
 
 
+def test_of_two_threads_that_begin_to_record_one_does() -> None:
+    watched = Watched(*[10] * 3)
+    watched.forward(RECORDED_FORWARDS[0] - 1)
+    watched.checkpoints.before_forward()
+    watched.checkpoints._record()  # another thread, which looked before that one had begun
+    watched.model(torch.zeros(1))
+    watched.checkpoints.after_forward()
+    assert num_hooks(watched.model) == len(watched.checkpoints.chosen) == 2
+
+
 def test_device_times_are_awaited_by_later_forwards_never_for() -> None:
     ready = [False]
     watched = Watched(*[10] * 3, ready=lambda: ready[0])

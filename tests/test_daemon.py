@@ -16,12 +16,13 @@ import pytest
 from herald.config import Limits
 from herald.errors import TableError
 from herald.fakes import FakeClock, MemoryTable
+from herald.job_view import JobView
 from herald.layout import LEAD_NEVER
 from herald.scheduler import policies
 from herald.scheduler.daemon import Daemon, describe, publish_limits, rest_s, serve
 from herald.scheduler.signals import StopSignals, stop_signals
 from herald.scheduler.snapshot import FREE_PLAN, STRICT_PLAN, JobKey, Pace, Plan, key_of
-from herald.table import JobView, Table
+from herald.table import Table
 
 MS = 1_000_000
 

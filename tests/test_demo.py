@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from herald.domains import domains
 from herald.errors import ConfigError
 from herald.experiments import demo
 from herald.experiments.crew import Pair
 from herald.experiments.demo import Case, Options, Outcome, Tally
-from herald.table import domains
 
 
 def outcome(latencies_ms: Mapping[str, list[float]], steps: Mapping[str, int]) -> Outcome:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from herald import doctor
 from herald.doctor import Check
+from herald.domains import segment_name
 from herald.driver import Driver, Gpu, NoDriverError, probe
-from herald.table import Table, segment_name
+from herald.table import Table
 
 H200 = Gpu(0, "NVIDIA H200", can_register_host_memory=True)
 

@@ -8,7 +8,8 @@ import pytest
 
 import herald
 from herald import layout, native
-from herald.table import Table, now_ns
+from herald.clock import now_ns
+from herald.table import Table
 
 if TYPE_CHECKING:
     from conftest import Child
@@ -86,7 +87,8 @@ def test_a_trainer_killed_at_the_gate_does_not_touch_the_service(table: Table, c
 
 def test_a_killed_daemon_is_missed_by_nobody(table: Table, child) -> None:
     daemon = child("""
-        from herald.table import Table, now_ns
+        from herald.clock import now_ns
+        from herald.table import Table
         Table.open().claim_daemon(now_ns())
         print("owns"); input()
     """)

@@ -88,6 +88,17 @@ def test_wrappers_and_views_are_no_nodes_and_dependencies_pass_through_them() ->
     assert list(edges(graph).values()) == ["raw"]
 
 
+def test_an_op_that_writes_to_out_is_no_view() -> None:
+    run = FakeRun()
+    a, b = run.tensor(), run.tensor()
+    run.op("aten::mm", 5_000, [a, b], [b])
+    run.op("aten::relu", 5_000, [b])
+    profile = run.profile()
+    assert len(build(profile)) == 1
+    written = tuple(replaced(op, bytes_out=64) for op in profile.ops)
+    assert edges(build(replaced(profile, ops=written))) == {(0, 1): "raw"}
+
+
 def test_a_dependency_passes_through_an_op_without_device_time() -> None:
     run = FakeRun()
     a = run.op("aten::mm", 5_000)

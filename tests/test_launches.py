@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import herald
-from herald.hooks import launch_points, launches, learned
+from herald.hooks import launch_points, launches, learned, native
 from herald.hooks.launch_points import Announcer, Point
 from herald.hooks.patches import Patches
 from herald.hooks.recorder import Recorder
@@ -435,3 +435,62 @@ def test_compiled_regions_are_announced_forward_and_backward_and_nothing_is_trac
     from torch._inductor.output_code import CompiledFxGraph
 
     assert not hasattr(CompiledFxGraph.__call__, "__wrapped__")
+
+
+def test_a_capture_that_does_not_begin_is_over(graphs: Patches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the hook would take itself for needed ever after."""
+    calls: list[str] = []
+
+    class Hook:
+        def herald_low_capture_begin(self) -> None:
+            calls.append("begin")
+
+        def herald_low_capture_end(self) -> None:
+            calls.append("end")
+
+    def refuse(self: CUDAGraph) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CUDAGraph, "capture_begin", refuse)
+    monkeypatch.setattr(launch_points.native, "hook", Hook)
+    graphs.start("gate")
+    with pytest.raises(ZeroDivisionError):
+        CUDAGraph().capture_begin()
+    graphs.stop("gate")
+    assert calls == ["begin", "end"]
+
+
+# ---- when starting fails
+
+
+def test_a_module_whose_import_is_forbidden_is_left_alone(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "herald_test_forbidden", None)
+    made = Patches(
+        Announcer(),
+        [Point("kernels", "herald_test_forbidden", "Kernel", "run", launch_points._inductor_kernel)],
+        listener.functions,
+    )
+    made.start(None)
+    made.stop(None)
+    assert made._finder not in sys.meta_path
+
+
+def test_a_user_too_many_that_stops_takes_nobodys_place(patches: Patches) -> None:
+    """In a forked child, whose parent's users stop there, too."""
+    patches.forget()
+    patches.stop(None)
+    patches.start(None)
+    patches.start(None)
+    assert sys.meta_path.count(patches._finder) == 1
+    patches.stop(None)
+    assert patches._finder in sys.meta_path
+
+
+def test_a_trainer_that_cannot_announce_is_not_gated(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(gate: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(launches, "start", fail)
+    with pytest.raises(ZeroDivisionError):
+        herald.attach(priority="low", device="cpu")
+    assert native.hook().herald_low_capture_begin() == 0  # there is no gate

@@ -20,7 +20,7 @@ from herald.hooks import native
 from herald.hooks.profiling import child
 from herald.profile_process import Order
 from herald.profile_summary import by_name, render
-from herald.profiles import Profile
+from herald.profiles import OpKind, Profile
 
 PROGRAM = """
 import sys, torch
@@ -149,7 +149,7 @@ def test_a_program_can_be_stopped(profile: Run) -> None:
 def test_without_a_profile_there_is_one_error(profile: Run, here: Path, words: tuple[str, ...], said: str) -> None:
     (here / "python").write_text("#!/bin/sh\nexit 4\n")
     (here / "python").chmod(0o755)
-    (here / "p.json").write_text("an old profile must not pass for the new one")
+    (here / "p.json").write_text('{"format": "herald-profile", an old one must not pass for the new one')
     done = profile(*words)
     assert done.code == 2
     errors = [line for line in done.err.splitlines() if line.startswith("herald: error: ")]
@@ -164,7 +164,7 @@ def test_without_a_profile_there_is_one_error(profile: Run, here: Path, words: t
         (("absent.py:make_step",), "there is no file 'absent.py'"),
         (("train.py:make_step", "--limit", "soon"), "--limit = 'soon' is not a duration"),
         (("train.py:make_step", "-o", "/nowhere/p.json"), "--output = '/nowhere/p.json': /nowhere is no folder"),
-        (("--", "ls"), "'ls' is neither: give FILE.py:FUNCTION"),
+        (("--", "ls"), "'ls' is no Python program: give FILE.py:FUNCTION"),
         (("--", "/absent/python", "train.py"), "cannot start '/absent/python': No such file"),
         ((), "nothing to profile: give FILE.py:FUNCTION"),
     ],
@@ -254,6 +254,26 @@ def test_what_the_workload_raised_is_shown_with_its_place(
     assert 'raise ValueError("no data")' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["train.py", ".", "/dev/null"])
+def test_what_is_no_profile_is_not_replaced(here: Path, capsys: pytest.CaptureFixture[str], output: str) -> None:
+    assert cli.main(["profile", "-o", output, "train.py:make_step"]) == 2
+    assert "is there and is no profile" in capsys.readouterr().err
+    assert Path(output).exists()
+
+
+def test_a_wrong_setting_is_said_without_a_traceback(
+    here: Path, inside: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        child.main(Order("p.json", "train.py:make_step", 1, 1, 60_000_000_000, "tpu", "", False), ())
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_program_that_is_not_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["profile", "-o", "p.json", "--", "python", "absent.py"]) == 2
+    assert "absent.py: no such file" in capsys.readouterr().err
+
+
 # ---- the summary
 
 
@@ -271,6 +291,20 @@ def test_the_summary_fits_80_columns_and_names_the_longest_op_first() -> None:
     lines = [line for line in said.splitlines() if "::" in line]
     assert lines[0].startswith(longest.name)
     assert len(lines) == 8
+    heading, line = (line.split() for line in said.splitlines() if line.startswith(("op ", longest.name)))
+    assert heading == ["op", "calls", "time", "share", "kind", "GB/s", "GFLOP/s"]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(line[1:])
+
+
+def test_a_summary_shortens_names_only_and_tells_kinds_from_heavy_to_light() -> None:
+    profile = vgg16()
+    kinds: tuple[OpKind, ...] = ("none", "light", "heavy")
+    ops = tuple(
+        replace(profile.ops[0], signature=f"aten::{'long_' * 9}(Float[{i}])", self_ns=54_812_345, calls=1, kind=kind)
+        for i, kind in enumerate(kinds)
+    )
+    line = next(line for line in rendered(replace(profile, ops=ops)).splitlines() if "long" in line)
+    assert line.split()[1:6] == ["3", "164", "ms", "100%", "heavy/light"]
 
 
 def test_rates_are_per_second_of_the_ops_own_time() -> None:

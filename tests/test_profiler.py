@@ -230,6 +230,7 @@ def test_a_timer_that_was_there_goes_on() -> None:
         ({"iterations": 2.5}, ConfigError, "iterations = 2.5: give"),
         ({"limit": "5"}, ConfigError, "limit = '5' has no unit"),
         ({"device": "tpu"}, ConfigError, "device = 'tpu' is not a device"),
+        ({"model": 3}, ConfigError, "model = 3: give a torch.nn.Module"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], error: type[Exception], said: str) -> None:

@@ -1,13 +1,16 @@
 """The op recorder on CPU: what ran, inside what, for how long, on which memory; and nothing once it is left."""
 
 import json
+import os
 import threading
 
 import pytest
 import torch
 
 from herald import ConfigError
-from herald.hooks.recorder import BACKWARD, MARK, USER, Recorder, Recording
+from herald.hooks import launches
+from herald.hooks.profiling.traffic import StorageNumbers, traffic
+from herald.hooks.recorder import BACKWARD, MARK, OVERWRITTEN, USER, Recorder, Recording
 
 CPU = torch.device("cpu")
 
@@ -113,6 +116,16 @@ def test_detail_tells_what_is_read_and_written_by_storage() -> None:
     assert multiplied["storage"].tolist() == [added["storage"][2], added["storage"][0], added["storage"][2]]
 
 
+def test_what_is_given_as_out_is_written_and_not_read() -> None:
+    a, b = torch.ones(4, 4), torch.empty(4, 4)
+    recording = record(lambda: torch.mm(a, a, out=b), detail=True)
+    product = tensors_of(recording, event_of(recording, "aten::mm"))
+    assert product["written"].tolist() == [0, 0, OVERWRITTEN, 1]
+    moved = traffic(recording, names(recording).index("aten::mm"), StorageNumbers())
+    assert (moved.bytes_in, moved.bytes_out) == (64, 64)
+    assert set(moved.writes) < set(moved.reads)  # as of any op that writes in place
+
+
 def test_a_freed_storage_is_not_taken_for_a_new_one() -> None:
     recording = record(lambda: [torch.ones(64).add(i) for i in range(8)][-1], detail=True)
     added = [e for e, name in zip(recording.events, names(recording), strict=True) if name == "aten::add"]
@@ -136,3 +149,69 @@ def test_an_exception_ends_the_recording() -> None:
     with pytest.raises(ZeroDivisionError), Recorder(CPU):
         raise ZeroDivisionError
     assert len(record(lambda: torch.ones(1).add(1)).events) > 0
+
+
+def test_a_recording_is_read_before_the_next_one_begins() -> None:
+    first, second = Recorder(CPU), Recorder(CPU)
+    with first, pytest.raises(ConfigError, match="it runs still"):
+        first.result()
+    with second:
+        torch.ones(1).add(1)
+    with pytest.raises(ConfigError, match="another one has begun"):
+        first.result()
+    assert "aten::add" in names(second.result())
+
+
+def test_a_recording_that_cannot_announce_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(launches, "start", fail)
+    with pytest.raises(ZeroDivisionError), Recorder(CPU):
+        pass
+    monkeypatch.undo()
+    assert len(record(lambda: torch.ones(1).add(1)).events) > 0
+
+
+def test_recordings_start_and_stop_under_threads_that_run_ops(child) -> None:
+    """Nobody may read or free what a thread is in the middle of writing: in a process of its own, which would crash."""
+    process = child("""
+        import threading, torch
+        from herald.hooks.recorder import Recorder
+
+        over, one = threading.Event(), torch.ones(4)
+
+        def work():
+            while not over.is_set():
+                one.add(1)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        [thread.start() for thread in threads]
+        for _ in range(400):
+            recorder = Recorder(torch.device("cpu"))
+            with recorder:
+                [one.mul(2) for _ in range(100)]
+            assert len(recorder.result().events) >= 100
+        over.set()
+        [thread.join() for thread in threads]
+        print("whole")
+    """)
+    process.expect("whole")
+
+
+def test_a_forked_child_records_anew() -> None:
+    recorder = Recorder(CPU)
+    with recorder:
+        torch.ones(1).add(1)
+        child = os.fork()
+        if child == 0:
+            try:
+                recorder.__exit__(None, None, None)
+                with pytest.raises(ConfigError, match="nothing to read"):
+                    recorder.result()
+                found = names(record(lambda: torch.ones(1).mul(2)))
+                os._exit(0 if "aten::mul" in found and "aten::add" not in found else 1)
+            finally:
+                os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert "aten::add" in names(recorder.result())

@@ -12,6 +12,7 @@ import torch
 
 import herald
 from herald import layout
+from herald.hooks.job import HighJob
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.table import Table
 
@@ -190,6 +191,18 @@ def test_a_forward_that_cannot_be_replaced_is_an_error_that_leaves_nothing(table
 
     with pytest.raises(herald.AttachError, match="Fixed cannot be wrapped"):
         herald.attach(Fixed(), priority="high", device="cpu")
+    assert table.jobs() == []
+
+
+def test_a_model_without_checkpoints_to_make_is_left_as_it_was(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: HighJob, model: torch.nn.Module) -> None:
+        raise ZeroDivisionError
+
+    model = torch.nn.Linear(4, 4)
+    monkeypatch.setattr(HighJob, "_make_checkpoints", fail)
+    with pytest.raises(herald.AttachError):
+        herald.attach(model, priority="high")
+    assert "forward" not in model.__dict__
     assert table.jobs() == []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from herald.domains import domains
 from herald.errors import ConfigError, HeraldError
 from herald.experiments import rows, settings
 from herald.experiments.arrivals import from_json
@@ -18,7 +19,6 @@ from herald.experiments.plan import Colocation, plan
 from herald.experiments.process import Launch, WorkerError
 from herald.experiments.runner import OutOfTime, Runner
 from herald.experiments.settings import Setting
-from herald.table import domains
 
 PAIR = Pair("cpu-transformer", "cpu-vgg")
 SETTINGS = ("alone", "train-alone", "timeslice")

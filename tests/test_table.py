@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herald import DaemonError, TableError, layout, native
+from herald.clock import now_ns
+from herald.domains import DomainLock, domains, segment_name
 from herald.fakes import memory_table
-from herald.table import DomainLock, Histogram, Table, domains, now_ns, segment_name
+from herald.job_view import Histogram
+from herald.table import Table
 
 
 def segment_path(domain: str) -> Path:
@@ -194,7 +197,8 @@ def test_the_dead_are_reaped_and_their_gate_opens(domain: str, child) -> None:
     """kill -9 frees the record lock; whoever looks next frees the row and the bit, once."""
     service = child("""
         from herald import native
-        from herald.table import Table, now_ns
+        from herald.clock import now_ns
+        from herald.table import Table
         table = Table.open()
         row = table.claim(name="victim", priority="high", device="cpu")
         native.table().herald_gate_close(table.address, 0, 0, now_ns())
@@ -235,7 +239,8 @@ def test_a_forked_child_keeps_nothing_alive(domain: str, child) -> None:
 
 def test_a_second_daemon_is_refused_and_told_who_the_first_is(domain: str, child) -> None:
     first = child("""
-        from herald.table import Table, now_ns
+        from herald.clock import now_ns
+        from herald.table import Table
         Table.open().claim_daemon(now_ns())
         print("owner"); input()
     """)

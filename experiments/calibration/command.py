@@ -81,6 +81,8 @@ def _measure(path: Path, arguments: argparse.Namespace) -> None:
     from herald.experiments.process import Worker
 
     options = _options(arguments)
+    if options.device == "cpu":
+        print("on a CPU this measures ops, for a look at them; a rule needs a GPU and MPS", flush=True)
     there = {(row["op"], row["mps"]) for row in rows.of_kind(rows.read(path), KIND)}
     with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="herald-calibrate-") as folder:
         origin = provenance.of_command(arguments.commit)

@@ -42,11 +42,6 @@ void after_fork_in_child() {
   reset_hook_in_child();
 }
 
-void install_once() {
-  static const bool installed = pthread_atfork(nullptr, nullptr, after_fork_in_child) == 0;
-  (void)installed;
-}
-
 void copy_error(const std::string& text, char* out, size_t size) { std::snprintf(out, size, "%s", text.c_str()); }
 
 bool cuda_ready(Process& p, std::string* error) {
@@ -85,6 +80,11 @@ void mark(int handle, int64_t id, uint32_t checkpoint) {
 }
 
 }  // namespace
+
+void install_once() {
+  static const bool installed = pthread_atfork(nullptr, nullptr, after_fork_in_child) == 0;
+  (void)installed;
+}
 
 const CudaDriver& cuda_driver() { return process().cuda; }
 

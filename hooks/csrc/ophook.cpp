@@ -383,6 +383,7 @@ HERALD_API void herald_listen_idly(int on) { g_callbacks->listen_idly(on != 0); 
 // Returns the recording's number, from 1, or 0 with the reason in `error`.
 HERALD_API uint64_t herald_record_start(int index, int detail, char* error, size_t error_size) {
   static uint64_t number = 0;
+  install_once();
   if (g_recording.load(std::memory_order_acquire)) {
     std::snprintf(error, error_size, "another recording is running in this process");
     return 0;

@@ -15,6 +15,8 @@ extern Costs* g_costs;
 // From 1; counts up when the last high-priority job of the process detaches. Set by jobs.cpp.
 extern std::atomic<uint32_t> g_serving_era;
 
+void install_once();  // what happens in a forked child; before anything is attached or recorded
+
 const CudaDriver& cuda_driver();  // valid once a CUDA job is attached
 const CudaDriver* ready_cuda_driver(int index, std::string* error);  // loaded, for that device; or null
 

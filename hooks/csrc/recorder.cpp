@@ -1,6 +1,7 @@
 // How a recording measures: boundaries on streams, read once they have passed.
 #include "recorder.hpp"
 
+#include <algorithm>
 #include <deque>
 
 #include "table.hpp"

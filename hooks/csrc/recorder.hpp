@@ -23,7 +23,7 @@ struct RecordedEvent {
   uint32_t thread;
   uint8_t scope;
   int8_t device;
-  uint16_t timed;  // 1: `self_ns` was measured; on CUDA nothing is of what goes into a graph
+  uint16_t timed;  // CUDA: 1 where `self_ns` was measured, which nothing is that goes into a graph
   int64_t begin_ns;
   int64_t end_ns;
   int64_t self_ns;

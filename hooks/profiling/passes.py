@@ -18,7 +18,7 @@ _log = logging.getLogger("herald")
 _SETTLING = 3  # recorded iterations after which the recorder knows, on CUDA, which ops have no work of their own
 _IN_DETAIL = 2  # the first also warms up what the marks of modules changed (torch.compile looks at module hooks)
 _TRACED = 3
-_DISTURBED = 1.3  # on a CPU, what two passes that measure the same may differ by before that is said
+_DISTURBED = 1.3  # by so much all iterations of one pass took longer than all of another that measured the same
 
 
 class Measurement:
@@ -52,13 +52,14 @@ class Measurement:
 
     def _warn_of_others(self) -> None:
         """On a CPU an iteration takes as long as it keeps the host, unless something else runs there."""
-        wall_ns, host_ns = self._wall.median_ns, self._host.median_ns
-        if self._wall.device.type == "cpu" and max(wall_ns, host_ns) > _DISTURBED * min(wall_ns, host_ns):
+        wall_ns, host_ns = self._wall.times_ns, self._host.times_ns
+        gap = max(min(wall_ns) / max(host_ns), min(host_ns) / max(wall_ns))
+        if self._wall.device.type == "cpu" and gap > _DISTURBED:
             _log.warning(
                 "an iteration took %s in one pass and %s in another: its work changes, or something else uses this "
                 "machine, and is in the times; profile alone, with more iterations",
-                format_ns(wall_ns),
-                format_ns(host_ns),
+                format_ns(self._wall.median_ns),
+                format_ns(self._host.median_ns),
             )
 
 

@@ -36,7 +36,7 @@ class Positions:
 
     keys: Array  # signature keys
     begin_ns: Array  # from the iteration's begin
-    host_ns: Array
+    host_ns: Array  # between the medians of begin and end, which lie as they do in every iteration: nested or apart
     self_ns: Array
 
     @classmethod
@@ -49,12 +49,8 @@ class Positions:
             return None
         events = recording.events[np.stack(iterations)]
         begins_ns = np.array([begin_ns for begin_ns, _ in bounds_ns])
-        return cls(
-            keys[0],
-            _median(events["begin_ns"] - begins_ns[:, None]),
-            _median(events["end_ns"] - events["begin_ns"]),
-            _median(events["self_ns"]),
-        )
+        begin_ns, end_ns = (_median(events[name] - begins_ns[:, None]) for name in ("begin_ns", "end_ns"))
+        return cls(keys[0], begin_ns, end_ns - begin_ns, _median(events["self_ns"]))
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Self
 import torch
 from typing_extensions import override
 
+from herald.clock import now_ns
 from herald.hooks.profiling.module_paths import ModuleMarks
 from herald.hooks.recorder import Recorder, Recording
-from herald.table import now_ns
 
 ITERATION = "herald::iteration"  # the mark at each iteration's begin
 
@@ -58,7 +58,7 @@ class WallTimes(Stage):
         super().__init__(num_iterations, device)
         self._borders_ns: list[int] = []
         self._events: list[torch.cuda.Event] = []  # on CUDA, where the host runs ahead
-        self._times_ns: list[float] = []
+        self.times_ns: list[float] = []
 
     @override
     def border(self) -> None:
@@ -73,7 +73,7 @@ class WallTimes(Stage):
     def finish(self) -> None:
         self.wait()
         on_device = [begin.elapsed_time(end) * 1e6 for begin, end in pairwise(self._events)]
-        self._times_ns = on_device or [end - begin for begin, end in pairwise(self._borders_ns)]
+        self.times_ns = on_device or [end - begin for begin, end in pairwise(self._borders_ns)]
 
     @override
     def __enter__(self) -> Self:
@@ -84,7 +84,7 @@ class WallTimes(Stage):
     @property
     def median_ns(self) -> int:
         """The median iteration."""
-        return round(statistics.median(self._times_ns))
+        return round(statistics.median(self.times_ns))
 
 
 class HostTimes(Stage):
@@ -92,12 +92,12 @@ class HostTimes(Stage):
 
     def __init__(self, num_iterations: int, device: torch.device) -> None:
         super().__init__(num_iterations, device)
-        self._times_ns: list[int] = []
+        self.times_ns: list[float] = []
         self._begun_ns = 0
 
     @override
     def border(self) -> None:
-        self._times_ns.append(now_ns() - self._begun_ns)
+        self.times_ns.append(now_ns() - self._begun_ns)
         self.wait()
         self._begun_ns = now_ns()
 
@@ -110,7 +110,7 @@ class HostTimes(Stage):
     @property
     def median_ns(self) -> int:
         """The median iteration."""
-        return round(statistics.median(self._times_ns))
+        return round(statistics.median(self.times_ns))
 
 
 class Recorded(Stage):

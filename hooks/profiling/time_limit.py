@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from herald.clock import now_ns
 from herald.durations import format_ns
 from herald.errors import ProfileError
-from herald.table import now_ns
 
 _AGAIN_S = 5.0  # a step that swallowed the first interruption gets another
 

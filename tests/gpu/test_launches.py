@@ -42,7 +42,7 @@ class Gate:
         too_long = threading.Event()
         timer = threading.Timer(LONGEST_S, lambda: (too_long.set(), self.open()))
         timer.start()
-        native.table().herald_gate_close(self.table.address, self.device, 0, herald.table.now_ns())
+        native.table().herald_gate_close(self.table.address, self.device, 0, herald.clock.now_ns())
         try:
             yield
         finally:

@@ -107,3 +107,17 @@ def test_coverage_is_whole_for_ops_and_low_for_what_no_event_announces(domain: s
 
         saturate(job, step)
         assert job.stats().coverage < 0.7
+
+
+def test_ops_that_went_into_a_graph_are_timed_where_they_run(matrix) -> None:
+    """A capture takes no time: it must not teach the recorder that these ops have no work."""
+    rows = matrix[:2000]
+    step = lambda: rows @ matrix  # noqa: E731
+    step()
+    graph = torch.cuda.CUDAGraph()
+    recorder = Recorder(torch.device("cuda"))
+    with recorder, torch.cuda.graph(graph):
+        for _ in range(3):
+            step()
+    assert max(self_times(recorder.result(), "aten::mm")) == 0
+    assert min(self_times(record(step), "aten::mm")) > 100_000

@@ -33,7 +33,7 @@ class Holder:
         self.row = self.table.claim(name="holder", priority="high", device=job.stats().device)
 
     def close(self) -> None:
-        native.table().herald_gate_close(self.table.address, self.device, 0, herald.table.now_ns())
+        native.table().herald_gate_close(self.table.address, self.device, 0, herald.clock.now_ns())
 
     def open(self) -> None:
         native.table().herald_gate_open(self.table.address, self.device, 0)

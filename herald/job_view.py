@@ -1,0 +1,132 @@
+"""What a person or a policy sees of a job: a frozen copy of its row in the table. Reads no table."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from herald import layout
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of durations in buckets of 1/16 relative width."""
+
+    counts: npt.NDArray[np.uint32] = field(repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many durations were recorded."""
+        return int(self.counts.sum())
+
+    def quantile(self, q: float) -> int | None:
+        """The duration in ns that a share ``q`` (0..1) does not exceed, to 1/16 (upper edge); None when empty."""
+        total = self.count
+        if total == 0:
+            return None
+        index = int(np.searchsorted(np.cumsum(self.counts), max(1, np.ceil(q * total))))
+        return layout.bucket_bounds_ns(index)[1]
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A copy of one job's row. Times are ns of `now_ns`, durations ns; device times are predicted ones."""
+
+    row: int
+    generation: int
+    name: str
+    priority: str  # "high" or "low"
+    device: str  # "cpu" or a GPU's UUID
+    pid: int
+    mps: bool
+    slo_ns: int  # 0: none
+    target: float  # share of requests that must meet the SLO
+    attached_ns: int
+    heartbeat_ns: int
+    lead_ns: int
+    queue_limit: int
+    inflation_ppm: int  # 0: the lead does not follow progress
+    margin_ns: int
+    quantile_ppm: int
+    open_requests: int
+    oldest_deadline_ns: int
+    hold_since_ns: int
+    requests_begun: int
+    requests_done: int
+    slo_met: int
+    slo_missed: int
+    closes: int
+    held_ns: int
+    requests_overdue: int
+    remaining_ns: int  # predicted, of the open request with the earliest deadline; -1: not known
+    progress_ppm: int  # done of that request, in millionths
+    progress_scored: int
+    progress_error_ppm: int  # sum
+    ops_seen: int
+    ops_unknown: int
+    gate_points: int
+    gate_waits: int
+    gate_wait_ns: int
+    gated_ns: int
+    light_ns: int
+    longest_op_ns: int
+    throttle_ns: int
+    armed: int  # low priority: 1 while the hook is on, 0 while it rests for want of services
+    sampled_ns: int
+    covered_ns: int
+    latency: Histogram
+    service: Histogram
+
+    @classmethod
+    def empty(cls, name: str, priority: str) -> Self:
+        """The view of a job that has no row."""
+        plain = dict.fromkeys(_PLAIN_FIELDS, 0) | {"remaining_ns": -1}
+        none = Histogram(np.zeros(layout.HISTOGRAM_BUCKETS, dtype=np.uint32))
+        return cls(
+            row=-1, name=name, priority=priority, device="", mps=False, target=0.0, latency=none, service=none, **plain
+        )
+
+    @property
+    def attainment(self) -> float | None:
+        """Share of finished requests that met the SLO; None before the first or without one."""
+        judged = self.slo_met + self.slo_missed
+        return self.slo_met / judged if judged else None
+
+    @property
+    def progress_error(self) -> float | None:
+        """How wrong the predicted remaining time was at the middle of finished requests; None before any.
+
+        The mean of |predicted - actual| / actual. (Half of it in shares of the whole request.)
+        """
+        return self.progress_error_ppm / 1e6 / self.progress_scored if self.progress_scored else None
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of this job's device time that passed the gate, from samples; None while there are none.
+
+        A sample is a stretch of a stream that was never idle: the predicted time of the ops that passed, over the
+        measured time of the stretch. What no op event announced makes it small; a wrong prediction makes it wrong.
+        """
+        return min(1.0, self.covered_ns / self.sampled_ns) if self.sampled_ns else None
+
+
+def of_row(index: int, row: layout.JobRow, header: layout.Header) -> JobView:
+    """A copy of row ``index``."""
+    names = {value: name for name, value in layout.PRIORITIES.items()}
+    same = {f: getattr(row, f) for f in JobView.__dataclass_fields__ if f in _PLAIN_FIELDS}
+    return JobView(
+        row=index,
+        name=row.name.decode(errors="replace"),
+        priority=names.get(row.priority, "low"),
+        device=header.devices[row.device].value.decode(errors="replace"),
+        mps=bool(row.mps),
+        target=row.target_ppm / 1e6,
+        latency=Histogram(np.ctypeslib.as_array(row.latency).copy()),
+        service=Histogram(np.ctypeslib.as_array(row.service).copy()),
+        **same,
+    )
+
+
+_DECODED = {"row", "name", "priority", "device", "mps", "target", "latency", "service"}
+_PLAIN_FIELDS = {f for f in JobView.__dataclass_fields__} - _DECODED
