@@ -60,7 +60,7 @@ class Patches:
     def stop(self, gate: str | None) -> None:
         """One user less; with the last everything is as it was."""
         with self._lock:
-            self._users = max(0, self._users - 1)  # in a forked child its parent's users may still stop
+            self._users -= 1
             self._announcer.gate = None if gate else self._announcer.gate
             if self._users <= 0:
                 self._remove()

@@ -313,3 +313,22 @@ def test_while_a_graph_is_captured_the_hook_does_not_rest(domain: str, matrix) -
         assert low.stats().armed
         hook.hook().herald_low_capture_end()
         let_rest(low)
+
+
+def test_another_rule_holds_for_what_was_learnt_but_not_for_what_a_profile_says() -> None:
+    from herald.hooks import classes
+    from herald.hooks import native as hook
+
+    def kinds() -> dict[str, str]:
+        return {op.signature: op.kind for op in learned.known()}
+
+    by_rule, by_profile = 0, 2
+    hook.hook().herald_costs_clear()
+    hook.hook().herald_costs_rule(*classes.CPU)
+    hook.hook().herald_costs_set(1, 10_000, 64, by_rule, b"learnt")
+    hook.hook().herald_costs_set(2, 10_000, 64, by_profile, b"told")
+    assert kinds() == {"learnt": "light", "told": "light"}
+    hook.hook().herald_costs_rule(2_500, 5_000, 1 << 18)
+    assert kinds() == {"learnt": "heavy", "told": "light"}
+    hook.hook().herald_costs_rule(*classes.CPU)
+    hook.hook().herald_costs_clear()

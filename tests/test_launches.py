@@ -475,17 +475,6 @@ def test_a_module_whose_import_is_forbidden_is_left_alone(listener: Listener, mo
     assert made._finder not in sys.meta_path
 
 
-def test_a_user_too_many_that_stops_takes_nobodys_place(patches: Patches) -> None:
-    """In a forked child, whose parent's users stop there, too."""
-    patches.forget()
-    patches.stop(None)
-    patches.start(None)
-    patches.start(None)
-    assert sys.meta_path.count(patches._finder) == 1
-    patches.stop(None)
-    assert patches._finder in sys.meta_path
-
-
 def test_a_trainer_that_cannot_announce_is_not_gated(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(gate: str) -> None:
         raise ZeroDivisionError

@@ -115,6 +115,18 @@ def test_times_are_medians_at_a_position_and_means_over_positions() -> None:
     assert (profile.iteration.wall_ns, profile.iteration.device_ns, profile.iteration.host_ns) == (900, 44, 800)
 
 
+def test_ops_that_follow_each_other_do_not_overlap_in_the_median() -> None:
+    timed = FakeRecording()
+    for late_ns, long_ns in ((300, 10), (300, 300), (0, 300)):  # begin and length have medians that end after the next
+        with timed.iteration():
+            timed.now_ns += late_ns
+            with timed.event(MM, 10):
+                timed.now_ns += long_ns
+            timed.op(MM)
+    first, second = instances(profiled(timed))
+    assert first.begin_ns + first.host_ns <= second.begin_ns
+
+
 def test_what_lies_outside_of_the_iterations_does_not_count() -> None:
     timed = FakeRecording()
     timed.op(MM)

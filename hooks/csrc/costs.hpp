@@ -31,6 +31,7 @@ struct Signature {
   std::atomic<uint32_t> self_ns{0};
   std::atomic<uint32_t> samples{0};
   std::atomic<Kind> kind{kUnknown};
+  std::atomic<bool> told{false};  // the kind is a profile's, not the rule's
   std::atomic<uint32_t> text{0};  // index into Costs::texts
   std::atomic<uint64_t> numel{0};
 };
@@ -82,7 +83,18 @@ class Costs {
     if (!s) return;
     s->self_ns.store(self_ns, std::memory_order_relaxed);
     s->samples.store(kSamples, std::memory_order_relaxed);
+    s->told.store(kind != kUnknown, std::memory_order_relaxed);
     s->kind.store(kind == kUnknown ? classify(*s) : kind, std::memory_order_release);
+  }
+
+  // Another rule: for what was learnt before, too.
+  void change(const LightRule& to) {
+    Guard guard(mutex_);
+    rule = to;
+    for (Signature* s : order_) {
+      const bool learnt = s->samples.load(std::memory_order_relaxed) >= kSamples;
+      if (learnt && !s->told.load(std::memory_order_relaxed)) s->kind.store(classify(*s), std::memory_order_release);
+    }
   }
 
   Kind classify(const Signature& s) const {

@@ -290,7 +290,7 @@ HERALD_API void herald_low_capture_end() {
 }
 
 HERALD_API void herald_costs_rule(uint32_t none_below_ns, uint32_t light_ns, uint64_t light_numel) {
-  g_costs->rule = {none_below_ns, light_ns, light_numel};
+  g_costs->change({none_below_ns, light_ns, light_numel});
 }
 
 HERALD_API void herald_costs_set(uint64_t key, uint32_t self_ns, uint64_t numel, uint32_t kind, const char* text) {

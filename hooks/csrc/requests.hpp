@@ -107,6 +107,7 @@ class HighJob {
     Guard guard(mutex_);
     if (detached_) return false;  // the row may be another job's by now
     requests_[slot].ended = true;
+    requests_[slot].queue = cuda ? queue_of(*cuda) : static_cast<uint64_t>(pthread_self());
     if (written) {
       ending_.push_back(slot);
       return true;
@@ -160,6 +161,7 @@ class HighJob {
     int64_t begin_ns;
     int64_t slo_ns;
     pthread_t thread;
+    uint64_t queue = 0;  // the stream (CUDA) or thread (CPU) that ended it: its work came after that of those before it
     bool ended = false;
     bool holds = true;  // false once it overran max_hold: it lost the gate
     bool out_of_slack = false;
@@ -189,12 +191,28 @@ class HighJob {
 
   int64_t undisturbed_since() const { return closed_ ? closed_since_ : INT64_MAX; }
 
+  uint64_t queue_of(const CudaDriver& cuda) const {
+    const CudaDriver::InContext context(cuda, cuda_index_);
+    return reinterpret_cast<uint64_t>(cuda.current_stream(cuda_index_)) + 1;
+  }
+
+  // When the queue last finished a request: the next one's work began there, though it may have been begun before.
+  int64_t& last_done(uint64_t queue) {
+    Queue* oldest = &queues_[0];
+    for (Queue& q : queues_) {
+      if (q.queue == queue) return q.done_ns;
+      if (q.done_ns < oldest->done_ns) oldest = &q;
+    }
+    *oldest = {queue, 0};
+    return oldest->done_ns;
+  }
+
   void complete(uint32_t slot, int64_t now) {
     if (std::erase(open_, slot) == 0) return;
     const Request& r = requests_[slot];
-    // Of requests that wait for each other in one stream, the next one's work begins where the one before it ends.
-    progress_.finish(slot, std::max(r.begin_ns, last_done_ns_), now, undisturbed_since());
-    last_done_ns_ = now;
+    int64_t& last_done_ns = last_done(r.queue);
+    progress_.finish(slot, std::max(r.begin_ns, last_done_ns), now, undisturbed_since());
+    last_done_ns = now;
     holders_ -= r.holds;
     const int64_t latency = now - r.arrival_ns;
     row_.latency[bucket_of(latency)].fetch_add(1, std::memory_order_relaxed);
@@ -291,7 +309,11 @@ class HighJob {
   uint32_t holders_ = 0;          // open requests that may hold the gate
   bool closed_ = false;
   bool detached_ = false;
-  int64_t last_done_ns_ = 0;
+  struct Queue {
+    uint64_t queue = 0;
+    int64_t done_ns = 0;
+  };
+  Queue queues_[16];
   int64_t closed_since_ = 0;
   JobProgress progress_;
 };
