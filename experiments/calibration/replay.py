@@ -76,6 +76,8 @@ class Repeated:
         self.device = device
         # Between processes under MPS it is the client's priority that counts: see herald.launch.
         self.stream = _stream(device, -1 if high_priority else 0) if device.type == "cuda" else None
+        if self.stream is not None:  # what the call works on may still be being made
+            self.stream.wait_stream(torch.cuda.current_stream(device))
         self.batch: Batch = PlainBatch(call, 1)
         self._call = call
 
