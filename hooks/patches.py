@@ -113,14 +113,14 @@ def _wrap(point: Point, module: ModuleType, announcer: Announcer) -> _Wrapped:
 
 
 def _keep_out_of_compiled_code(trace_rules: ModuleType) -> None:
-    """Let torch.compile neither trace nor compile the wrappers. For good: it looks at files, not at functions.
+    """Let torch.compile neither trace nor compile wrappers and marks. For good: it looks at files, not at functions.
 
     Not all of herald.hooks: checkpoints' hooks are traced and leave nothing, but break graphs where they are skipped.
     """
     if not getattr(trace_rules, "_herald_added", False):
         trace_rules.__dict__["_herald_added"] = True
         with suppress(AttributeError):
-            for module in ("launch_points", "launches", "patches"):
+            for module in ("launch_points", "launches", "patches", "profiling"):
                 trace_rules.add(f"herald.hooks.{module}")
 
 
