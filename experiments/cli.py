@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from herald.durations import parse_duration
 from herald.errors import ConfigError
 from herald.experiments import measurement_cli
-from herald.experiments.options import DEVICES, add_commit, add_device, add_out, add_seed, check_mps, logs
+from herald.experiments.options import DEVICES, add_device, add_out, add_rows_of, add_seed, check_mps, logs
 
 if TYPE_CHECKING:
     from herald.experiments.plan import Colocation
@@ -51,10 +51,7 @@ def _add_colocation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profiles", type=Path, metavar="DIR", help="trainers attach with DIR/WORKLOAD.profile.json")
     parser.add_argument("--time-limit", metavar="DURATION", help="as in 9min: start no run that would end later")
     parser.add_argument("--resume", action="store_true", help="add what is missing in --out to the rows that are there")
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_colocation)
+    add_rows_of(parser, _colocation)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

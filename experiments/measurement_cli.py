@@ -13,7 +13,7 @@ from herald.experiments.options import (
     add_device,
     add_mps,
     add_out,
-    add_seed,
+    add_rows_of,
     add_workloads,
     check_mps,
     logs,
@@ -50,10 +50,7 @@ def _add_recorder(parser: argparse.ArgumentParser) -> None:
     add_device(parser, default="cpu")
     add_workloads(parser)
     parser.add_argument("--repeats", type=int, default=9, help="blocks of each kind (default: %(default)d)")
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_recorder)
+    add_rows_of(parser, _recorder)
 
 
 def _add_prediction(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +59,7 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", action="append", metavar="INFERENCE+TRAINING", help="likewise, for requests")
     parser.add_argument("--part", default="iterations,requests", metavar="NAME,...", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals per run (default: %(default)g)")
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_prediction)
+    add_rows_of(parser, _prediction)
 
 
 def _add_classification(parser: argparse.ArgumentParser) -> None:
@@ -81,10 +75,7 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ops", type=int, default=20, help="of each workload (default: %(default)d)")
     parser.add_argument("--limit", default="215s", metavar="DURATION", help="begin no op later (default: %(default)s)")
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_classification)
+    add_rows_of(parser, _classification)
 
 
 def _add_coverage(parser: argparse.ArgumentParser) -> None:
@@ -92,10 +83,7 @@ def _add_coverage(parser: argparse.ArgumentParser) -> None:
     add_mps(parser)
     add_workloads(parser)
     parser.add_argument("--seconds", type=float, default=6.0, help="of training that is counted (default: %(default)g)")
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_coverage)
+    add_rows_of(parser, _coverage)
 
 
 def _add_overhead(parser: argparse.ArgumentParser) -> None:
@@ -108,29 +96,20 @@ def _add_overhead(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantum", metavar="DURATION,...", help="as in 125us,250us,1ms: each of them, and on a GPU what runs on after"
     )
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_overhead)
+    add_rows_of(parser, _overhead)
 
 
 def _add_numerics(parser: argparse.ArgumentParser) -> None:
     add_device(parser, default="cpu")
     add_workloads(parser)
     parser.add_argument("--steps", type=int, default=40, help="training steps compared (default: %(default)d)")
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_numerics)
+    add_rows_of(parser, _numerics)
 
 
 def _add_faults(parser: argparse.ArgumentParser) -> None:
     add_device(parser, default="cpu")
     add_mps(parser)
-    add_seed(parser)
-    add_out(parser)
-    add_commit(parser)
-    parser.set_defaults(run=_faults)
+    add_rows_of(parser, _faults)
 
 
 # Commands -------------------------------------------------------------------------------------------------------------

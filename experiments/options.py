@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,14 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 def add_commit(parser: argparse.ArgumentParser) -> None:
     """--commit."""
     parser.add_argument("--commit", help="written into the rows where there is no git repository")
+
+
+def add_rows_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    """--seed, --out and --commit, of a command that writes rows; ``run`` carries it out."""
+    add_seed(parser)
+    add_out(parser)
+    add_commit(parser)
+    parser.set_defaults(run=run)
 
 
 @contextmanager

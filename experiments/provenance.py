@@ -36,7 +36,7 @@ def of_command(commit: str | None = None) -> dict[str, Any]:
     return {
         "herald": herald.__version__,
         "commit": commit or head,
-        "dirty": dirty,
+        "dirty": None if commit else dirty,  # of what was said nothing is known
         "arguments": sys.argv[1:],
         "machine": machine(),
     }

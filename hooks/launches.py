@@ -27,8 +27,8 @@ class announce:
             mylib.fft(x.data_ptr(), ...)
 
     ``name``: what the work is called in profiles; the same name and shapes are expected to take the same time.
-    ``tensors``: what it works on; the first says which device. The work must go to the current stream. Costs 1 us
-    while a low-priority job is attached or a recording runs, else next to nothing. Not inside torch.compile.
+    ``tensors``: what it works on; the first says which device. The work must go to the current stream. Costs next
+    to nothing unless a low-priority job is attached or a recording runs. Not inside torch.compile.
     """
 
     __slots__ = ("_begun", "_name", "_tensors")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
-from herald.experiments.calibration.operations import Operation, decomposed, moves_data, signature
+from herald.experiments.calibration.operations import LeafOps, Operation, moves_data, signature
 
 # These wait for the device, or change shapes that others rely on: they cannot be repeated in a CUDA graph.
 _NOT_REPLAYED = ("_local_scalar_dense", "nonzero", "item", "masked_select", "_unique", "unique", "resize", "set_")
@@ -27,21 +27,15 @@ class Caught:
         return sum(time_ns() for time_ns in self.times)
 
 
-class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
+class _Capture(LeafOps):  # type: ignore[no-untyped-call]  # torch
     def __init__(self, source: str, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch
+        super().__init__()
         self.source = source
         self.device = device
         self.found: dict[str, Caught] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        output = decomposed(self, func, args, kwargs)
-        if output is not NotImplemented:
-            return output
+    @override
+    def leaf(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if not moves_data(func) or func.overloadpacket.__name__.startswith(_NOT_REPLAYED):
             return func(*args, **kwargs)
         output, time_ns = _timed(lambda: func(*args, **kwargs), self.device)

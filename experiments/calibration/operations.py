@@ -1,6 +1,7 @@
 """An operation that can be repeated, and what it costs: the unit of the calibration, from a sweep or from a model."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from typing_extensions import override
 
 # As c10::toString names dtypes, which signatures are made of.
 _DTYPES = {
@@ -46,21 +48,37 @@ class Cost:
     flops: int  # by torch's own formulas
 
 
-class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
-    """Adds up leaf ops. Views cost nothing."""
+class LeafOps(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]  # torch
+    """Sees each op that is not made of others. `leaf` runs it, or lets it be run, and returns its output."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch
-        self.found: list[Cost] = []
 
+    @abstractmethod
+    def leaf(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the op."""
+
+    @override
     def __torch_dispatch__(
         self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        output = decomposed(self, func, args, kwargs)
-        if output is not NotImplemented:
-            return output
+        # Without it, a mode sees `aten::linear` where autograd is off, and its parts where it is on.
+        with self:
+            output = func.decompose(*args, **kwargs)
+        return self.leaf(func, args, kwargs) if output is NotImplemented else output
+
+
+class _Costs(LeafOps):  # type: ignore[no-untyped-call]  # torch
+    """Adds up leaf ops. Views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Cost] = []
+
+    @override
+    def leaf(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         output = func(*args, **kwargs)
         if moves_data(func):
             self.found.append(of_call(func, args, kwargs, output))
@@ -93,15 +111,6 @@ def of_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: o
         sum(map(_bytes, _distinct(outputs))),
         int(formula(*args, **kwargs, out_val=output)) if formula else 0,
     )
-
-
-def decomposed(mode: TorchDispatchMode, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run an op that is made of others by its parts, under the mode; NotImplemented for a leaf.
-
-    Without it, a mode sees `aten::linear` where autograd is off, and its parts where it is on.
-    """
-    with mode:
-        return func.decompose(*args, **kwargs)
 
 
 def signature(func: Any, args: Sequence[Any]) -> str:

@@ -62,8 +62,8 @@ ThreadState& make_thread_state() {
 
 inline ThreadState& thread_state() { return t_state ? *t_state : make_thread_state(); }
 
-// Two callbacks. The gate's sees where an op begins and is always on. The learner's sees where it ends, too, and is on
-// only while there are ops whose time is unknown: an end callback costs a quarter of an event.
+// The gate's callback sees where an op begins; it rests while nobody could close the gate. The learner's sees where an op
+// ends, too, and is on only while there are ops whose time is unknown: an end callback costs a quarter of an event.
 class Callbacks {
  public:
   static constexpr uint64_t kKnowsItsOps = 2'000;  // of this job, before its hook may rest: it learns best while alone
@@ -77,8 +77,8 @@ class Callbacks {
 
   bool arm(bool armed) {
     Guard guard(mutex_);
-    const bool may_rest = !learning_.load(std::memory_order_relaxed) && seen_.load(std::memory_order_relaxed) >= kKnowsItsOps;
-    if (!attached_ || (!armed && !may_rest)) return false;
+    const bool knows_ops = seen_.load(std::memory_order_relaxed) >= kKnowsItsOps;
+    if (!attached_ || (!armed && (learning_.load(std::memory_order_relaxed) || !knows_ops))) return false;
     set(gate_, armed);
     return true;
   }
@@ -92,7 +92,6 @@ class Callbacks {
   }
 
   void count(uint32_t ops) { seen_.fetch_add(ops, std::memory_order_relaxed); }
-
 
   void reset_lock() { new (&mutex_) Mutex; }
 
@@ -290,12 +289,12 @@ RecordedScope recorded_scope(at::RecordScope scope) {
   return scope == at::RecordScope::USER_SCOPE ? kScopeUser : kScopeFunction;
 }
 
-// The signature of an op, or of a name alone where there is no device time to tell apart.
-Signature* recorded_signature(Costs& known, const OpName& name, uint64_t key, uint64_t numel, const at::RecordFunction* fn) {
-  Signature* s = known.find(key);
+// The signature of what was read of an op; of its name alone where nothing was (`fn` null).
+Signature* recorded_signature(Costs& known, const OpName& name, const Operands& operands, const at::RecordFunction* fn) {
+  Signature* s = known.find(operands.key);
   if (s) return s;
-  s = known.add(key, numel, fn ? describe(name, fn->inputs()) : name.text);
-  if (s && !fn) s->kind.store(kNone, std::memory_order_relaxed);
+  s = known.add(operands.key, operands.numel, fn ? describe(name, fn->inputs()) : name.text);
+  if (s && !(fn && name.device_op)) s->kind.store(kNone, std::memory_order_relaxed);
   return s;
 }
 
@@ -312,8 +311,7 @@ void record_begin(Recording& recording, const at::RecordFunction& fn) {
     const auto device = recorder.is_cuda() ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
     operands = SignatureReader(device).read(name, fn.inputs());
   }
-  Signature* s = recorded_signature(recorder.known(), name, operands.key, operands.numel, reads ? &fn : nullptr);
-  if (s && !name.device_op) s->kind.store(kNone, std::memory_order_relaxed);
+  Signature* s = recorded_signature(recorder.known(), name, operands, reads ? &fn : nullptr);
   const bool has_device = name.device_op && !(name.region && recorder.is_cuda());
   recorder.begin(tape, &fn, s, scope, has_device ? operands.device_index : -1, fn.seqNr());
   if (recorder.detail()) tape.inputs.push_back({read_inputs(fn, recording.storages), to_json(fn.inputs())});
@@ -416,7 +414,9 @@ HERALD_API void herald_record_mark_begin(const char* text) {
   if (!recording) return;
   const OpName& name = *g_names->intern(text);
   Recorder& recorder = (*recording).recorder;
-  Signature* s = recorded_signature(recorder.known(), name, name.hash, 0, nullptr);
+  Operands operands;
+  operands.key = name.hash;
+  Signature* s = recorded_signature(recorder.known(), name, operands, nullptr);
   recorder.begin(tape_of(thread_state(), *recording), nullptr, s, kScopeMark, -1, -1);
 }
 

@@ -103,11 +103,12 @@ class HighJob {
   bool end(int64_t id, const CudaDriver* cuda) {
     const auto slot = static_cast<uint32_t>(id & 0xffff);
     if (id < 0 || slot >= kMostRequests) return false;
-    const bool written = cuda && write_word(*cuda, slot, 1);
+    uint64_t queue = static_cast<uint64_t>(pthread_self());
+    const bool written = cuda && write_word(*cuda, slot, 1, &queue);
     Guard guard(mutex_);
     if (detached_) return false;  // the row may be another job's by now
     requests_[slot].ended = true;
-    requests_[slot].queue = cuda ? queue_of(*cuda) : static_cast<uint64_t>(pthread_self());
+    requests_[slot].queue = queue;
     if (written) {
       ending_.push_back(slot);
       return true;
@@ -168,12 +169,18 @@ class HighJob {
     int64_t deadline_ns() const { return slo_ns ? arrival_ns + slo_ns : kNoDeadline; }
   };
 
+  struct Queue {
+    uint64_t queue = 0;
+    int64_t done_ns = 0;
+  };
+
   int64_t id_of(uint32_t slot) const { return int64_t{progress_.tag(slot)} << 16 | slot; }
 
-  // False when the stream cannot tell: it is being captured, or the driver fails.
-  bool write_word(const CudaDriver& cuda, uint64_t index, uint32_t value) const {
+  // False when the stream cannot tell: it is being captured, or the driver fails. `*queue`: which stream it is.
+  bool write_word(const CudaDriver& cuda, uint64_t index, uint32_t value, uint64_t* queue = nullptr) const {
     const CudaDriver::InContext context(cuda, cuda_index_);
     const CudaStream stream = cuda.current_stream(cuda_index_);
+    if (queue) *queue = reinterpret_cast<uint64_t>(stream);
     const uint64_t address = words_device_ + index * sizeof(uint32_t);
     return !cuda.capture_id(stream) && cuda.write_value(stream, address, value, 0) == 0;
   }
@@ -190,11 +197,6 @@ class HighJob {
   }
 
   int64_t undisturbed_since() const { return closed_ ? closed_since_ : INT64_MAX; }
-
-  uint64_t queue_of(const CudaDriver& cuda) const {
-    const CudaDriver::InContext context(cuda, cuda_index_);
-    return reinterpret_cast<uint64_t>(cuda.current_stream(cuda_index_)) + 1;
-  }
 
   // When the queue last finished a request: the next one's work began there, though it may have been begun before.
   int64_t& last_done(uint64_t queue) {
@@ -309,10 +311,6 @@ class HighJob {
   uint32_t holders_ = 0;          // open requests that may hold the gate
   bool closed_ = false;
   bool detached_ = false;
-  struct Queue {
-    uint64_t queue = 0;
-    int64_t done_ns = 0;
-  };
   Queue queues_[16];
   int64_t closed_since_ = 0;
   JobProgress progress_;

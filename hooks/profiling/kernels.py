@@ -1,8 +1,6 @@
 """The pass under torch's profiler, for what only it can see: the kernels. On CUDA alone."""
 
 import logging
-from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -23,7 +21,6 @@ class KernelTrace(Stage):
     def __init__(self, num_iterations: int, device: torch.device) -> None:
         super().__init__(num_iterations, device)
         self._tracer: torch.profiler.profile | None = None
-        self._stack = ExitStack()
         self.found: dict[str, tuple[KernelFacts, ...]] = {}  # by `kernel_facts.joinable` signature
 
     @override
@@ -31,10 +28,6 @@ class KernelTrace(Stage):
         super().__enter__()
         self._tracer = self._stack.enter_context(kernel_facts.tracer())
         return self
-
-    @override
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.close()
 
     @override
     def finish(self) -> None:

@@ -27,6 +27,7 @@ class Stage:
     def __init__(self, num_iterations: int, device: torch.device) -> None:
         self.num_iterations = num_iterations
         self.device = device
+        self._stack = ExitStack()  # what is on; all of it goes off with the stage
 
     def border(self) -> None:
         """One more iteration has ended, and the next begins."""
@@ -44,7 +45,7 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        return
+        self._stack.close()
 
 
 class WarmUp(Stage):
@@ -122,7 +123,6 @@ class Recorded(Stage):
         self._modules = modules
         self._recorder = Recorder(device, detail=modules is not None)
         self._recording: Recording | None = None
-        self._stack = ExitStack()
 
     @override
     def border(self) -> None:
@@ -140,10 +140,6 @@ class Recorded(Stage):
             self.border()
             self._stack = stack.pop_all()
         return self
-
-    @override
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.close()
 
     @override
     def finish(self) -> None:

@@ -52,17 +52,21 @@ def finishes(event: "torch.cuda.Event") -> bool:
     return event.query()
 
 
+def assert_waits(holder: Holder, enqueue) -> None:
+    """What is enqueued while the gate is closed runs when it opens, and not before."""
+    holder.close()
+    enqueue()
+    done = torch.cuda.Event()
+    done.record()
+    assert not finishes(done)
+    holder.open()
+    done.synchronize()
+
+
 def test_ops_wait_on_the_gpu_while_the_gate_is_closed(trainer, domain: str) -> None:
     job, a = trainer
     with Holder(domain, job) as holder:
-        holder.close()
-        for _ in range(4):
-            a @ a
-        done = torch.cuda.Event()
-        done.record()
-        assert not finishes(done)
-        holder.open()
-        done.synchronize()
+        assert_waits(holder, lambda: [a @ a for _ in range(4)])
     assert job.stats().gate_points > 0
 
 
@@ -75,13 +79,7 @@ def test_a_captured_graph_is_gated_at_every_replay_and_outlives_the_job(trainer,
             torch.matmul(a, a, out=out)
     with Holder(domain, job) as holder:
         for _ in range(2):
-            holder.close()
-            graph.replay()
-            done = torch.cuda.Event()
-            done.record()
-            assert not finishes(done)
-            holder.open()
-            done.synchronize()
+            assert_waits(holder, graph.replay)
     job.detach()
     graph.replay()
     torch.cuda.synchronize()
@@ -164,13 +162,7 @@ def test_every_captured_graph_begins_with_a_wait_however_short_it_is(trainer, do
             small @ small
     with Holder(domain, job) as holder:
         for graph in graphs:
-            holder.close()
-            graph.replay()
-            done = torch.cuda.Event()
-            done.record()
-            assert not finishes(done)
-            holder.open()
-            done.synchronize()
+            assert_waits(holder, graph.replay)
 
 
 def test_both_priorities_in_one_process_are_refused_on_cuda(trainer, domain: str) -> None:
