@@ -40,7 +40,11 @@ class JobView:
     device: str  # "cpu" or a GPU's UUID
     pid: int
     mps: bool
-    slo_ns: int  # 0: none
+    slo_ns: int  # 0: none; so for the next two
+    ttft_slo_ns: int  # time to first token
+    tpot_slo_ns: int  # time per further token
+    weight: float  # low priority: its share beside others
+    floor: float  # low priority: the progress that it is promised, as a share of that alone
     target: float  # share of requests that must meet the SLO
     attached_ns: int
     heartbeat_ns: int
@@ -49,6 +53,10 @@ class JobView:
     inflation_ppm: int  # 0: the lead does not follow progress
     margin_ns: int
     quantile_ppm: int
+    slice_ns: int  # turns of a closed and an open gate while a request is open; 0: no
+    sm_count: int  # low priority: SMs that it may run on from its next step; 0: all
+    rate_ppm: int  # low priority: predicted device time that it may issue, in millionths of time; 0: no limit
+    ahead_ns: int  # low priority: how far its host may run ahead; 0: the default
     open_requests: int
     oldest_deadline_ns: int
     hold_since_ns: int
@@ -63,6 +71,15 @@ class JobView:
     progress_ppm: int  # done of that request, in millionths
     progress_scored: int
     progress_error_ppm: int  # sum
+    busy_ns: int  # time with a request open (of an engine: a step)
+    busy_open_ns: int  # of it with the gate open
+    solo_requests: int  # requests (steps) with the gate closed from begin to end
+    solo_ns: int  # their service time
+    alone_ns: int  # service time alone at the plan's quantile, as the job's agent learnt it; -1: not known
+    missed_anyway: int  # of slo_missed: would have missed alone, too
+    tokens: int  # told by an engine; so is the next
+    queued: int  # requests that wait outside
+    engine: int  # 1: its steps, not its requests, need the device
     ops_seen: int
     ops_unknown: int
     gate_points: int
@@ -75,16 +92,32 @@ class JobView:
     armed: int  # low priority: 1 while the hook is on, 0 while it rests for want of services
     sampled_ns: int
     covered_ns: int
+    sm_total: int  # low priority: SMs of its device if it can keep to a share of them, else 0
+    sm_granted: int  # SMs that its ops run on now; 0: all
+    sm_switches: int
+    sm_switch_ns: int  # host time that switches took
+    train_steps: int  # optimizer steps
     latency: Histogram
     service: Histogram
+    ttft: Histogram
+    tpot: Histogram
 
     @classmethod
     def empty(cls, name: str, priority: str) -> Self:
         """The view of a job that has no row."""
-        plain = dict.fromkeys(_PLAIN_FIELDS, 0) | {"remaining_ns": -1}
+        plain = dict.fromkeys(_PLAIN_FIELDS, 0) | {"remaining_ns": -1, "alone_ns": -1}
         none = Histogram(np.zeros(layout.HISTOGRAM_BUCKETS, dtype=np.uint32))
         return cls(
-            row=-1, name=name, priority=priority, device="", mps=False, target=0.0, latency=none, service=none, **plain
+            row=-1,
+            name=name,
+            priority=priority,
+            device="",
+            mps=False,
+            target=0.0,
+            weight=0.0,
+            floor=0.0,
+            **dict.fromkeys(_HISTOGRAMS, none),
+            **plain,
         )
 
     @property
@@ -122,11 +155,13 @@ def of_row(index: int, row: layout.JobRow, header: layout.Header) -> JobView:
         device=header.devices[row.device].value.decode(errors="replace"),
         mps=bool(row.mps),
         target=row.target_ppm / 1e6,
-        latency=Histogram(np.ctypeslib.as_array(row.latency).copy()),
-        service=Histogram(np.ctypeslib.as_array(row.service).copy()),
+        weight=row.weight_ppm / 1e6,
+        floor=row.floor_ppm / 1e6,
+        **{name: Histogram(np.ctypeslib.as_array(getattr(row, name)).copy()) for name in _HISTOGRAMS},
         **same,
     )
 
 
-_DECODED = {"row", "name", "priority", "device", "mps", "target", "latency", "service"}
+_HISTOGRAMS = ("latency", "service", "ttft", "tpot")
+_DECODED = {"row", "name", "priority", "device", "mps", "target", "weight", "floor", *_HISTOGRAMS}
 _PLAIN_FIELDS = {f for f in JobView.__dataclass_fields__} - _DECODED

@@ -6,7 +6,7 @@ A test compares the two, field by field. Nothing here reads or writes; who may w
 import ctypes
 
 MAGIC = 0x31304C4152454811
-VERSION = 2
+VERSION = 3
 MAX_JOBS = 64
 MAX_DEVICES = 16
 NUM_CLASSES = 4
@@ -86,15 +86,23 @@ class JobRow(ctypes.Structure):
         ("target_ppm", _u32),
         ("owner", _u64),
         ("slo_ns", _i64),
+        ("ttft_slo_ns", _i64),
+        ("tpot_slo_ns", _i64),
+        ("weight_ppm", _u32),
+        ("floor_ppm", _u32),
         ("attached_ns", _u64),
         ("name", ctypes.c_char * 48),
-        ("_pad0", ctypes.c_char * 24),
         ("lead_ns", _i64),
         ("queue_limit", _u32),
         ("inflation_ppm", _u32),
         ("margin_ns", _i64),
         ("quantile_ppm", _u32),
-        ("_pad1", ctypes.c_char * 36),
+        ("_reserved1", _u32),
+        ("slice_ns", _i64),
+        ("sm_count", _u32),
+        ("rate_ppm", _u32),
+        ("ahead_ns", _i64),
+        ("_pad1", ctypes.c_char * 8),
         ("heartbeat_ns", _u64),
         ("hold_since_ns", _u64),
         ("oldest_deadline_ns", _i64),
@@ -110,6 +118,15 @@ class JobRow(ctypes.Structure):
         ("remaining_ns", _i64),
         ("progress_scored", _u64),
         ("progress_error_ppm", _u64),
+        ("busy_ns", _u64),
+        ("busy_open_ns", _u64),
+        ("solo_requests", _u64),
+        ("solo_ns", _u64),
+        ("alone_ns", _i64),
+        ("missed_anyway", _u64),
+        ("tokens", _u64),
+        ("queued", _u32),
+        ("engine", _u32),
         ("_pad2", ctypes.c_char * 16),
         ("ops_seen", _u64),
         ("ops_unknown", _u64),
@@ -121,12 +138,18 @@ class JobRow(ctypes.Structure):
         ("longest_op_ns", _u64),
         ("throttle_ns", _u64),
         ("armed", _u32),
-        ("_reserved2", _u32),
+        ("sm_total", _u32),
         ("sampled_ns", _u64),
         ("covered_ns", _u64),
-        ("_pad3", ctypes.c_char * 32),
+        ("sm_granted", _u32),
+        ("_reserved2", _u32),
+        ("sm_switches", _u64),
+        ("sm_switch_ns", _u64),
+        ("train_steps", _u64),
         ("latency", _u32 * HISTOGRAM_BUCKETS),
         ("service", _u32 * HISTOGRAM_BUCKETS),
+        ("ttft", _u32 * HISTOGRAM_BUCKETS),
+        ("tpot", _u32 * HISTOGRAM_BUCKETS),
     )
 
 

@@ -20,9 +20,13 @@ class ClaimSpec(ctypes.Structure):
         ("pid", _u32),
         ("mps", _u32),
         ("target_ppm", _u32),
+        ("weight_ppm", _u32),
+        ("floor_ppm", _u32),
         ("reserved", _u32),
         ("owner", _u64),
         ("slo_ns", _i64),
+        ("ttft_slo_ns", _i64),
+        ("tpot_slo_ns", _i64),
         ("name", ctypes.c_char * 48),
     )
 
@@ -45,7 +49,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "herald_gate_close": (None, (_ptr, _u32, _u32, _i64)),
     "herald_gate_open": (None, (_ptr, _u32, _u32)),
     "herald_gate_wait": (_int, (_ptr, _u32, _i64)),
-    "herald_table_plan": (None, (_ptr, _int, _u32, _i64, _u32, _i64, _u32, _u32)),
+    "herald_table_plan": (None, (_ptr, _int, _u32, _i64, _u32, _i64, _u32, _u32, _i64)),
+    "herald_table_trainer_plan": (None, (_ptr, _int, _u32, _u32, _u32, _i64)),
     "herald_lead": (_i64, (_i64, _i64, _u32)),
     "herald_bucket": (_u32, (_i64,)),
 }

@@ -91,7 +91,11 @@ class Table:
         priority: str,
         device: str,
         slo_ns: int = 0,
+        ttft_slo_ns: int = 0,
+        tpot_slo_ns: int = 0,
         target: float = 0.99,
+        weight: float = 1.0,
+        floor: float = 0.0,
         mps: bool = False,
     ) -> int:
         """Take a row for a job of this process; returns its index. Raises TableError when there is none.
@@ -104,7 +108,11 @@ class Table:
             mps=mps,
             target_ppm=round(target * 1e6),
             owner=native.process_token(),
+            weight_ppm=round(weight * 1e6),
+            floor_ppm=round(floor * 1e6),
             slo_ns=slo_ns,
+            ttft_slo_ns=ttft_slo_ns,
+            tpot_slo_ns=tpot_slo_ns,
             name=_clip(name, 47),
         )
         with self._membership():
@@ -220,16 +228,24 @@ class Table:
         margin_ns: int = 0,
         inflation_ppm: int = 0,
         quantile_ppm: int = 0,
+        slice_ns: int = 0,
     ) -> None:
         """Daemon only: how the job of that row and generation closes its gate from now on.
 
         With ``inflation_ppm``, a request whose progress is known has the lead ``margin_ns`` + that quantile of its
-        remaining time x ``inflation_ppm`` / 10^6.
+        remaining time x ``inflation_ppm`` / 10^6. With ``slice_ns`` the gate is closed and open in turns of that length
+        while a request is open.
         """
         limit = min(queue_limit, layout.NO_QUEUE_LIMIT)
         self._lib.herald_table_plan(
-            self.address, row, generation, lead_ns, limit, margin_ns, inflation_ppm, quantile_ppm
+            self.address, row, generation, lead_ns, limit, margin_ns, inflation_ppm, quantile_ppm, slice_ns
         )
+
+    def publish_trainer_plan(
+        self, row: int, generation: int, *, sm_count: int = 0, rate_ppm: int = 0, ahead_ns: int = 0
+    ) -> None:
+        """Daemon only: SMs, rate and run-ahead of the low-priority job of that row and generation; 0: no limit."""
+        self._lib.herald_table_trainer_plan(self.address, row, generation, sm_count, rate_ppm, ahead_ns)
 
     def publish_limits(self, *, max_hold_ns: int, breather_ns: int, quantum_ns: int) -> None:
         """Daemon only: the longest hold of a gate, the pause after it, heavy device time between two waits (ns)."""

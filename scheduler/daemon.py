@@ -20,10 +20,11 @@ from herald.errors import TableError
 from herald.job_view import JobView
 from herald.layout import LEAD_ALWAYS, LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.scheduler import policies
+from herald.scheduler.learning import Observer
 from herald.scheduler.mps import MpsServer
 from herald.scheduler.policies import Policy
 from herald.scheduler.signals import StopSignals, stop_signals
-from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Pace, Plan, Snapshot, key_of
+from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Pace, Plan, TrainerPlan, key_of
 from herald.table import Table
 
 PERIOD_S = 0.05
@@ -39,6 +40,7 @@ class Daemon:
     def __init__(self, table: Table, policy: Policy, watch: Callable[[], None] = lambda: None) -> None:
         self._table = table
         self._policy = policy
+        self._observer = Observer()
         self._watch = watch  # looks at the table at every tick, too
         self._known: dict[JobKey, JobView] = {}
         self._warned: set[JobKey] = set()
@@ -51,13 +53,17 @@ class Daemon:
         self._watch()
         self._log_membership(jobs, freed)
         self._known = jobs
-        self._apply(self._policy.decide(Snapshot.of(jobs.values()), now_ns))
+        decision = self._policy.decide(self._observer.observe(jobs.values(), now_ns), now_ns)
+        self._observer.decided(decision)
+        self._apply(decision)
 
     def withdraw(self) -> None:
-        """Put every service back on the strict plan, which is what it does without a daemon."""
+        """Put every job back on the plan that it has without a daemon: strict, and no limits."""
         for job in self._table.jobs():
             if job.priority == "high":
                 self._publish(key_of(job), STRICT_PLAN)
+            else:
+                self._limit(key_of(job), TrainerPlan())
 
     def _apply(self, decision: Decision) -> None:
         for key, plan in decision.plans.items():
@@ -65,6 +71,10 @@ class Daemon:
             if plan != Plan.of(job):
                 self._publish(key, plan)
                 log.info("plan: %s %s", job.name, describe(plan))
+        for key, job in self._known.items():
+            limits = decision.trainer_plans.get(key, TrainerPlan())
+            if job.priority == "low" and limits != TrainerPlan.of(job):
+                self._limit(key, limits)
         for note in decision.infeasible:
             if note.key not in self._warned:
                 log.warning(
@@ -86,6 +96,12 @@ class Daemon:
             margin_ns=pace.margin_ns,
             inflation_ppm=pace.inflation_ppm,
             quantile_ppm=pace.quantile_ppm,
+            slice_ns=plan.slice_ns,
+        )
+
+    def _limit(self, key: JobKey, plan: TrainerPlan) -> None:
+        self._table.publish_trainer_plan(
+            key.row, key.generation, sm_count=plan.sm_count, rate_ppm=plan.rate_ppm, ahead_ns=plan.ahead_ns
         )
 
     def _log_membership(self, jobs: dict[JobKey, JobView], freed: list[int]) -> None:

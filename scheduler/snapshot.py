@@ -6,7 +6,7 @@ A simulator builds the same snapshots from its own state, so nothing here may re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from herald.job_view import JobView
 from herald.layout import LEAD_ALWAYS, LEAD_NEVER, NO_QUEUE_LIMIT
@@ -37,9 +37,27 @@ class Service:
     key: JobKey
     name: str
     device: str
-    slo_ns: int | None
+    slo_ns: int | None  # of what needs the device at a stretch: a request, or a step of an engine
     target: float  # share of requests that must meet the SLO
     service_times: Durations  # begin -> done
+    mps: bool = False
+    alone_ns: int | None = None  # service time alone at a high quantile, as its agent learnt it
+    solo_requests: int = 0  # requests that ran with the gate closed from begin to end
+    solo_ns: int = 0  # their service times, summed
+    requests_begun: int = 0
+    requests_done: int = 0
+    met: int = 0
+    missed: int = 0
+    missed_anyway: int = 0  # of the missed: would have missed alone, too
+    busy_ns: int = 0  # time with a request open
+    busy_open_ns: int = 0  # of it with the gate open
+    open_requests: int = 0
+    latencies: Durations | None = None  # arrival -> done
+
+    @property
+    def mean_alone_ns(self) -> float | None:
+        """Mean service time alone; None before the first request that ran so."""
+        return self.solo_ns / self.solo_requests if self.solo_requests else None
 
 
 @dataclass(frozen=True)
@@ -50,14 +68,58 @@ class Trainer:
     name: str
     device: str
     longest_stretch_ns: int  # predicted device time that a closing gate cannot stop; 0: not known yet
+    mps: bool = False
+    work_ns: int = 0  # predicted device time issued so far
+    sm_total: int = 0  # SMs of its device, if it can keep to a share of them; 0: it cannot
+    sm_granted: int = 0  # SMs that its ops run on now; 0: all
+    weight: float = 1.0  # its share beside other trainers
+    floor: float = 0.0  # the progress that it is promised, as a share of that alone
+
+
+@dataclass(frozen=True, order=True)
+class Mode:
+    """How the trainers of a device run beside requests that have slack."""
+
+    closed: bool  # they do not: the gate closes when a request begins
+    sm_count: int = 0  # SMs that they are kept to, all the time; 0: all
+
+    def __str__(self) -> str:
+        share = f" on {self.sm_count} SMs" if self.sm_count else ""
+        return ("closed" if self.closed else "open") + share
+
+
+CLOSED = Mode(closed=True)
+OPEN = Mode(closed=False)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was seen of the jobs of a device in one mode. Rates are predicted device time per time: 1 is a busy GPU."""
+
+    beside_ns: int = 0  # time with a request open and the gate open: what the next two rest on
+    inflation: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each service's work
+    rate_beside: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each trainer
+    idle_ns: int = 0  # time with no request open
+    rate_idle: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each trainer then
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an observer (`learning.Observer`) made of earlier snapshots: policies keep nothing themselves."""
+
+    evidence: Mapping[tuple[str, Mode], Evidence] = field(default_factory=lambda: MappingProxyType({}))  # by device
+    mode: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # of each device now
+    caution: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # 0 to 1, see `feedback`
+    load: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # arrivals x mean time alone
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The jobs of a domain at one moment."""
+    """The jobs of a domain at one moment, and what is remembered of earlier ones."""
 
     services: tuple[Service, ...] = ()
     trainers: tuple[Trainer, ...] = ()
+    memory: Memory = Memory()
 
     @classmethod
     def of(cls, jobs: Iterable[JobView]) -> Self:
@@ -87,22 +149,41 @@ class Plan:
     """How one service closes its gate; its own watcher carries it out, without the daemon.
 
     The gate closes ``lead_ns`` before a request's deadline, or as soon as more than ``queue_limit`` requests
-    are open. With a pace, a request whose progress is known has a lead from that instead.
+    are open. With a pace, a request whose remaining time is known has a lead from that instead. With a slice, the gate
+    is closed and open in turns while a request is open, and the rest does not count.
     """
 
     lead_ns: int
     queue_limit: int = NO_QUEUE_LIMIT
     pace: Pace | None = None
+    slice_ns: int = 0
 
     @classmethod
     def of(cls, job: JobView) -> Self:
         """The plan that a row shows."""
         pace = Pace(job.margin_ns, job.inflation_ppm, job.quantile_ppm) if job.inflation_ppm else None
-        return cls(job.lead_ns, job.queue_limit, pace)
+        return cls(job.lead_ns, job.queue_limit, pace, job.slice_ns)
+
+
+@dataclass(frozen=True)
+class TrainerPlan:
+    """What one trainer may have of its device; 0: no limit."""
+
+    sm_count: int = 0  # SMs, from its next step on
+    rate_ppm: int = 0  # predicted device time that it may issue, in millionths of time
+    ahead_ns: int = 0  # predicted device time that its host may be ahead of the device
+
+    @classmethod
+    def of(cls, job: JobView) -> Self:
+        """The plan that a row shows."""
+        return cls(job.sm_count, job.rate_ppm, job.ahead_ns)
 
 
 STRICT_PLAN = Plan(LEAD_ALWAYS)  # also what a job does that no daemon has planned for
 FREE_PLAN = Plan(LEAD_NEVER)
+
+
+Reason = Literal["alone", "load", "residual"]
 
 
 @dataclass(frozen=True)
@@ -113,14 +194,17 @@ class Infeasible:
     name: str
     slo_ns: int
     needed_ns: int  # the tightest SLO that can be
+    reason: Reason = "residual"  # too slow even alone; too many requests; what still runs once the gate closes
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A policy's answer: one plan for every service of the snapshot."""
+    """A policy's answer: one plan for every service of the snapshot, and limits for trainers that are to have some."""
 
     plans: Mapping[JobKey, Plan] = field(default_factory=lambda: MappingProxyType({}))
     infeasible: tuple[Infeasible, ...] = ()
+    trainer_plans: Mapping[JobKey, TrainerPlan] = field(default_factory=lambda: MappingProxyType({}))
+    modes: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # by device, where it chose one
 
 
 def key_of(job: JobView) -> JobKey:
@@ -133,11 +217,35 @@ def _service(job: JobView) -> Service:
         key=key_of(job),
         name=job.name,
         device=job.device,
-        slo_ns=job.slo_ns or None,
+        slo_ns=min((slo for slo in (job.slo_ns, job.ttft_slo_ns) if slo), default=None),
         target=job.target,
         service_times=job.service,
+        mps=job.mps,
+        alone_ns=job.alone_ns if job.alone_ns >= 0 else None,
+        solo_requests=job.solo_requests,
+        solo_ns=job.solo_ns,
+        requests_begun=job.requests_begun,
+        requests_done=job.requests_done,
+        met=job.slo_met,
+        missed=job.slo_missed,
+        missed_anyway=job.missed_anyway,
+        busy_ns=job.busy_ns,
+        busy_open_ns=job.busy_open_ns,
+        open_requests=job.open_requests,
+        latencies=job.latency,
     )
 
 
 def _trainer(job: JobView) -> Trainer:
-    return Trainer(key=key_of(job), name=job.name, device=job.device, longest_stretch_ns=job.longest_op_ns)
+    return Trainer(
+        key=key_of(job),
+        name=job.name,
+        device=job.device,
+        longest_stretch_ns=job.longest_op_ns,
+        mps=job.mps,
+        work_ns=job.gated_ns + job.light_ns,
+        sm_total=job.sm_total,
+        sm_granted=job.sm_granted,
+        weight=job.weight,
+        floor=job.floor,
+    )

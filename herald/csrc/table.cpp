@@ -43,8 +43,16 @@ const Field kFields[] = {
     HERALD_FIELD(JobRow, ops_unknown), HERALD_FIELD(JobRow, gate_points), HERALD_FIELD(JobRow, gate_waits),
     HERALD_FIELD(JobRow, gate_wait_ns), HERALD_FIELD(JobRow, gated_ns), HERALD_FIELD(JobRow, light_ns),
     HERALD_FIELD(JobRow, longest_op_ns), HERALD_FIELD(JobRow, throttle_ns),
-    HERALD_FIELD(JobRow, armed), HERALD_FIELD(JobRow, sampled_ns), HERALD_FIELD(JobRow, covered_ns), HERALD_FIELD(JobRow, latency),
-    HERALD_FIELD(JobRow, service),
+    HERALD_FIELD(JobRow, armed), HERALD_FIELD(JobRow, sampled_ns), HERALD_FIELD(JobRow, covered_ns),
+    HERALD_FIELD(JobRow, ttft_slo_ns), HERALD_FIELD(JobRow, tpot_slo_ns), HERALD_FIELD(JobRow, weight_ppm),
+    HERALD_FIELD(JobRow, floor_ppm), HERALD_FIELD(JobRow, slice_ns), HERALD_FIELD(JobRow, sm_count),
+    HERALD_FIELD(JobRow, rate_ppm), HERALD_FIELD(JobRow, ahead_ns), HERALD_FIELD(JobRow, busy_ns),
+    HERALD_FIELD(JobRow, busy_open_ns), HERALD_FIELD(JobRow, solo_requests), HERALD_FIELD(JobRow, solo_ns),
+    HERALD_FIELD(JobRow, alone_ns), HERALD_FIELD(JobRow, missed_anyway), HERALD_FIELD(JobRow, tokens),
+    HERALD_FIELD(JobRow, queued), HERALD_FIELD(JobRow, engine), HERALD_FIELD(JobRow, sm_total),
+    HERALD_FIELD(JobRow, sm_granted), HERALD_FIELD(JobRow, sm_switches), HERALD_FIELD(JobRow, sm_switch_ns),
+    HERALD_FIELD(JobRow, train_steps), HERALD_FIELD(JobRow, latency), HERALD_FIELD(JobRow, service),
+    HERALD_FIELD(JobRow, ttft), HERALD_FIELD(JobRow, tpot),
 };
 
 // The lowest bit that no live high-priority job of the device owns, or -1.
@@ -70,9 +78,13 @@ struct herald_claim {
   uint32_t pid;
   uint32_t mps;
   uint32_t target_ppm;
+  uint32_t weight_ppm;
+  uint32_t floor_ppm;
   uint32_t reserved;
   uint64_t owner;
   int64_t slo_ns;
+  int64_t ttft_slo_ns;
+  int64_t tpot_slo_ns;
   char name[48];
 };
 
@@ -137,12 +149,17 @@ HERALD_API int herald_table_claim(void* base, int lock_fd, const herald_claim* c
     job.target_ppm = claim->target_ppm;
     job.owner = claim->owner;
     job.slo_ns = claim->slo_ns;
+    job.ttft_slo_ns = claim->ttft_slo_ns;
+    job.tpot_slo_ns = claim->tpot_slo_ns;
+    job.weight_ppm = claim->weight_ppm;
+    job.floor_ppm = claim->floor_ppm;
     job.attached_ns = static_cast<uint64_t>(now);
     std::memcpy(job.name, claim->name, sizeof job.name);
     job.name[sizeof job.name - 1] = '\0';
     job.lead_ns.store(kLeadAlways, std::memory_order_relaxed);
     job.queue_limit.store(UINT32_MAX, std::memory_order_relaxed);
     job.remaining_ns.store(-1, std::memory_order_relaxed);
+    job.alone_ns.store(-1, std::memory_order_relaxed);
     job.oldest_deadline_ns.store(kNoDeadline, std::memory_order_relaxed);
     job.heartbeat_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
     if (claim->priority == kHigh) table.attached(job.device).fetch_or(1u << bit, std::memory_order_seq_cst);
@@ -183,14 +200,26 @@ HERALD_API int herald_gate_wait(void* base, uint32_t device, int64_t timeout_ns)
 
 // A plan for the row, if it is still of that generation (a stale plan on a new job would last one daemon tick).
 HERALD_API void herald_table_plan(void* base, int row, uint32_t generation, int64_t lead_ns, uint32_t queue_limit,
-                                  int64_t margin_ns, uint32_t inflation_ppm, uint32_t quantile_ppm) {
+                                  int64_t margin_ns, uint32_t inflation_ppm, uint32_t quantile_ppm,
+                                  int64_t slice_ns) {
   JobRow& job = TableView(base).row(static_cast<uint32_t>(row));
   if (job.generation.load(std::memory_order_acquire) != generation) return;
   job.queue_limit.store(queue_limit, std::memory_order_relaxed);
   job.margin_ns.store(margin_ns, std::memory_order_relaxed);
   job.inflation_ppm.store(inflation_ppm, std::memory_order_relaxed);
   job.quantile_ppm.store(quantile_ppm, std::memory_order_relaxed);
+  job.slice_ns.store(slice_ns, std::memory_order_relaxed);
   job.lead_ns.store(lead_ns, std::memory_order_release);
+}
+
+// The same for a low-priority job.
+HERALD_API void herald_table_trainer_plan(void* base, int row, uint32_t generation, uint32_t sm_count,
+                                          uint32_t rate_ppm, int64_t ahead_ns) {
+  JobRow& job = TableView(base).row(static_cast<uint32_t>(row));
+  if (job.generation.load(std::memory_order_acquire) != generation) return;
+  job.sm_count.store(sm_count, std::memory_order_relaxed);
+  job.rate_ppm.store(rate_ppm, std::memory_order_relaxed);
+  job.ahead_ns.store(ahead_ns, std::memory_order_release);
 }
 
 HERALD_API int64_t herald_lead(int64_t margin_ns, int64_t remaining_ns, uint32_t inflation_ppm) {

@@ -23,7 +23,7 @@
 namespace herald {
 
 constexpr uint64_t kMagic = 0x31304c4152454811ull;  // unprintable first byte: no text file passes for a table
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr uint32_t kMaxJobs = 64;
 constexpr uint32_t kMaxDevices = 16;
 constexpr uint32_t kNumClasses = 4;  // 0: whose bits could close (see attached()), 1 heavy; two more for finer classes
@@ -93,7 +93,11 @@ struct JobRow {
   uint32_t mps;   // 1 when the job runs under MPS
   uint32_t target_ppm;  // share of requests that must meet the SLO
   uint64_t owner;  // random token of the owning process: a process never reaps itself
-  int64_t slo_ns;  // 0: none
+  int64_t slo_ns;       // of a whole request, arrival -> done; 0: none
+  int64_t ttft_slo_ns;  // arrival -> first token; 0: none
+  int64_t tpot_slo_ns;  // mean time per further token; 0: none
+  uint32_t weight_ppm;  // low priority: its share beside others of low priority
+  uint32_t floor_ppm;   // low priority: the progress that it is promised, of that alone
   uint64_t attached_ns;
   char name[48];
   // Plan: set by the daemon; the claiming job sets the default (strict).
@@ -103,6 +107,12 @@ struct JobRow {
   a32 inflation_ppm;  // 0: no, lead_ns throughout
   i64 margin_ns;
   a32 quantile_ppm;
+  a32 reserved1;
+  i64 slice_ns;  // while a request is open, close and open the gate in turns of this length; 0: no
+  // Plan of a low-priority job, likewise (default: all zero).
+  a32 sm_count;   // SMs that its ops may run on, from the next step on; 0: all
+  a32 rate_ppm;   // predicted device time that it may issue, of time; 0: no limit
+  i64 ahead_ns;   // how far its host may run ahead of the GPU, in predicted time; 0: the default
   // State and counters: set by the job.
   alignas(64) a64 heartbeat_ns;
   a64 hold_since_ns;  // 0: this job does not hold the gate
@@ -119,6 +129,15 @@ struct JobRow {
   i64 remaining_ns;    // predicted, of the open request with the earliest deadline, at the last look; -1: not known
   a64 progress_scored;     // finished requests with a prediction at their middle
   a64 progress_error_ppm;  // sum of their errors: |predicted - actual| / actual remaining time, in millionths
+  a64 busy_ns;         // time with work at hand: an open request, or an open step where an engine says its steps
+  a64 busy_open_ns;    // of it with the gate of the device open
+  a64 solo_requests;   // requests (steps) that ran with the gate closed by this job all the while
+  a64 solo_ns;         // their service time, from the end of the one before in their queue
+  i64 alone_ns;        // learnt service time of a request (step) alone, at the plan's quantile; -1: not known
+  a64 missed_anyway;   // of slo_missed: would have missed alone, too, by the learnt service times
+  a64 tokens;          // told by an engine
+  a32 queued;          // requests that wait outside, told by an engine
+  a32 engine;          // 1: steps, not requests, are what needs the device
   alignas(64) a64 ops_seen;     // ops looked up
   a64 ops_unknown;     // device ops without a known time
   a64 gate_points;     // places where the gate was consulted or a wait enqueued
@@ -129,11 +148,18 @@ struct JobRow {
   a64 longest_op_ns;   // longest predicted stretch that a close cannot stop
   a64 throttle_ns;     // host time spent bounding the run-ahead
   a32 armed;           // 1: the hook is on; 0: it rests, since no high-priority job is attached to its devices
-  a32 reserved2;
+  a32 sm_total;        // SMs of its device if it can keep to a share of them; 0: it cannot
   a64 sampled_ns;      // measured device time of sampled stretches of a busy stream
   a64 covered_ns;      // of it: predicted time of ops that passed the gate
+  a32 sm_granted;      // SMs that its ops run on now; 0: all
+  a32 reserved2;
+  a64 sm_switches;     // changes of that
+  a64 sm_switch_ns;    // host time that they took
+  a64 train_steps;     // optimizer steps
   alignas(64) a32 latency[kHistogramBuckets];  // arrival -> done
   alignas(64) a32 service[kHistogramBuckets];  // begin -> done
+  alignas(64) a32 ttft[kHistogramBuckets];     // arrival -> first token
+  alignas(64) a32 tpot[kHistogramBuckets];     // mean time per further token, a value per request
 };
 static_assert(sizeof(JobRow) % 64 == 0);
 
