@@ -1,7 +1,7 @@
 """What a person or a policy sees of a job: a frozen copy of its row in the table. Reads no table."""
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,7 @@ class JobView:
         """The view of a job that has no row."""
         plain = dict.fromkeys(_PLAIN_FIELDS, 0) | {"remaining_ns": -1, "alone_ns": -1}
         none = Histogram(np.zeros(layout.HISTOGRAM_BUCKETS, dtype=np.uint32))
+        rest: dict[str, Any] = plain | dict.fromkeys(_HISTOGRAMS, none)
         return cls(
             row=-1,
             name=name,
@@ -116,8 +117,7 @@ class JobView:
             target=0.0,
             weight=0.0,
             floor=0.0,
-            **dict.fromkeys(_HISTOGRAMS, none),
-            **plain,
+            **rest,
         )
 
     @property
@@ -147,7 +147,8 @@ class JobView:
 def of_row(index: int, row: layout.JobRow, header: layout.Header) -> JobView:
     """A copy of row ``index``."""
     names = {value: name for name, value in layout.PRIORITIES.items()}
-    same = {f: getattr(row, f) for f in JobView.__dataclass_fields__ if f in _PLAIN_FIELDS}
+    same: dict[str, Any] = {f: getattr(row, f) for f in JobView.__dataclass_fields__ if f in _PLAIN_FIELDS}
+    same |= {name: Histogram(np.ctypeslib.as_array(getattr(row, name)).copy()) for name in _HISTOGRAMS}
     return JobView(
         row=index,
         name=row.name.decode(errors="replace"),
@@ -157,7 +158,6 @@ def of_row(index: int, row: layout.JobRow, header: layout.Header) -> JobView:
         target=row.target_ppm / 1e6,
         weight=row.weight_ppm / 1e6,
         floor=row.floor_ppm / 1e6,
-        **{name: Histogram(np.ctypeslib.as_array(getattr(row, name)).copy()) for name in _HISTOGRAMS},
         **same,
     )
 
