@@ -22,6 +22,7 @@ from herald.errors import AttachError, ConfigError, TableError
 from herald.hooks import classes, devices, launches, learned, native
 from herald.hooks.devices import JobDevice
 from herald.hooks.requests import ForwardRequests, Request, arrival_ns
+from herald.hooks.sm_share import SmShare, row_at
 from herald.job_view import JobView
 from herald.native import process_token
 from herald.table import Table
@@ -319,11 +320,21 @@ class LowJob(_AttachedJob):
             raise AttachError(f"ops cannot be gated: {error.value.decode()}; see `herald doctor`")
         try:
             launches.start(gate=str(self._table.address))
+            self._share = self._make_share()
         except BaseException:
             native.hook().herald_low_detach()
             raise
 
+    def _make_share(self) -> SmShare | None:
+        if self._device.cuda_index is None:
+            return None
+        share = SmShare(row_at(self._table.address, self._row), self._device.cuda_index)
+        share.start()
+        return share
+
     def _stop(self) -> None:
+        if self._share is not None:
+            self._share.stop()
         launches.stop(gate=str(self._table.address))
         native.hook().herald_low_detach()
 

@@ -44,6 +44,8 @@ class Gate {
   static constexpr int32_t kRunAheadUs = 20'000;     // host this far ahead of the GPU, in predicted time
   static constexpr uint32_t kProgressUs = 4'000;      // predicted time between two progress writes
   static constexpr int64_t kThrottleNapNs = 100'000;
+  static constexpr int64_t kRateChunkNs = 1'000'000;  // predicted time between two looks at the rate
+  static constexpr int64_t kMillion = 1'000'000;
 
   Gate(TableView table, uint32_t row) : table_(table), row_(table.row(row)), coverage_(row_) {}
 
@@ -119,6 +121,7 @@ class Gate {
 
   // `self_ns`: what the op counts for; `counted_ns`: what of it is in `passed_ns` already, 0 for an unknown op.
   void pass(uint32_t device, int64_t self_ns, int64_t counted_ns) {
+    if (row_.rate_ppm.load(std::memory_order_relaxed)) keep_rate(self_ns);
     if (cuda_) {
       if (device < kMostCudaDevices && words_device_[device]) pass_stream(device, self_ns, counted_ns);
     } else {
@@ -135,6 +138,26 @@ class Gate {
     std::atomic<uint64_t> enqueued_ns{0};
     std::atomic<uint64_t> written_us{0};
   };
+
+  // A limit on the predicted device time that is issued per time: the host thread sleeps off what is too much. What was
+  // not used is not saved up.
+  void keep_rate(int64_t self_ns) {
+    const int64_t spent = spent_ns_.fetch_add(self_ns, std::memory_order_relaxed) + self_ns;
+    if (spent < kRateChunkNs) return;
+    spent_ns_.fetch_sub(spent, std::memory_order_relaxed);
+    const int64_t rate = row_.rate_ppm.load(std::memory_order_relaxed);
+    const int64_t begin = now_ns();
+    const int64_t free_at = std::max(rate_free_ns_.load(std::memory_order_relaxed), begin);
+    rate_free_ns_.store(rate > 0 ? free_at + spent * kMillion / rate : begin, std::memory_order_relaxed);
+    if (free_at <= begin) return;
+    GilPause gil;
+    while (now_ns() < free_at && active_.load(std::memory_order_acquire) && now_ns() - begin < kLongestWaitNs) {
+      const timespec nap{0, std::min(free_at - begin, kNapNs)};
+      nanosleep(&nap, nullptr);
+    }
+    if (!active_.load(std::memory_order_acquire)) return;  // the row may be another job's by now
+    row_.throttle_ns.fetch_add(static_cast<uint64_t>(now_ns() - begin), std::memory_order_relaxed);
+  }
 
   void pass_host() {
     a32& word = table_.gate(slots_[0], kClassHeavy);
@@ -210,18 +233,26 @@ class Gate {
   // A captured progress write would repeat its constant at every replay: there is none in graphs.
   void write_progress(Lane& lane, uint64_t index, CudaStream stream) {
     const uint64_t ahead_us = lane.enqueued_ns.load(std::memory_order_relaxed) / 1000;
-    if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < kProgressUs) return;
+    const int32_t most_us = most_ahead_us();
+    // Often enough to see a shorter bound, too.
+    const auto every_us = std::min(kProgressUs, static_cast<uint32_t>(most_us) / 2);
+    if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < every_us) return;
     const uint64_t word = progress_device_ + index * sizeof(uint32_t);
     if (cuda_->write_value(stream, word, static_cast<uint32_t>(ahead_us), 0) != 0) return;
     lane.written_us.store(ahead_us, std::memory_order_relaxed);
-    bound_run_ahead(progress_[index], static_cast<uint32_t>(ahead_us));
+    bound_run_ahead(progress_[index], static_cast<uint32_t>(ahead_us), most_us);
+  }
+
+  int32_t most_ahead_us() const {
+    const int64_t planned_us = row_.ahead_ns.load(std::memory_order_relaxed) / 1000;
+    return planned_us > 0 ? static_cast<int32_t>(std::min<int64_t>(planned_us, kRunAheadUs)) : kRunAheadUs;
   }
 
   // About 1000 commands fit behind a closed wait; then a launch would block inside the driver.
-  void bound_run_ahead(const a32& done_us, uint32_t enqueued_us) {
+  void bound_run_ahead(const a32& done_us, uint32_t enqueued_us, int32_t most_us) {
     // Signed: with two threads on a stream, the other's later write may already have passed ours.
     const auto too_far = [&] {
-      return static_cast<int32_t>(enqueued_us - done_us.load(std::memory_order_acquire)) > kRunAheadUs;
+      return static_cast<int32_t>(enqueued_us - done_us.load(std::memory_order_acquire)) > most_us;
     };
     if (!too_far()) return;
     GilPause gil;
@@ -266,6 +297,8 @@ class Gate {
   std::array<Lane, kLanes> lanes_;
   std::atomic<bool> active_{true};
   std::atomic<int> captures_{0};
+  std::atomic<int64_t> spent_ns_{0};      // predicted time issued since the last look at the rate
+  std::atomic<int64_t> rate_free_ns_{0};  // when the next may be issued
   bool all_heavy_ = false;
 
  public:
