@@ -53,6 +53,8 @@ class JobView:
     inflation_ppm: int  # 0: the lead does not follow progress
     margin_ns: int
     quantile_ppm: int
+    infeasible: str  # high priority, by the daemon: why the SLO cannot be held: alone, load, residual; "": it can
+    needed_ns: int  # the tightest SLO that could be
     slice_ns: int  # turns of a closed and an open gate while a request is open; 0: no
     sm_count: int  # low priority: SMs that it may run on from its next step; 0: all
     rate_ppm: int  # low priority: predicted device time that it may issue, in millionths of time; 0: no limit
@@ -117,6 +119,7 @@ class JobView:
             target=0.0,
             weight=0.0,
             floor=0.0,
+            infeasible="",
             **rest,
         )
 
@@ -158,10 +161,11 @@ def of_row(index: int, row: layout.JobRow, header: layout.Header) -> JobView:
         target=row.target_ppm / 1e6,
         weight=row.weight_ppm / 1e6,
         floor=row.floor_ppm / 1e6,
+        infeasible=layout.REASONS[row.infeasible],
         **same,
     )
 
 
 _HISTOGRAMS = ("latency", "service", "ttft", "tpot")
-_DECODED = {"row", "name", "priority", "device", "mps", "target", "weight", "floor", *_HISTOGRAMS}
+_DECODED = {"row", "name", "priority", "device", "mps", "target", "weight", "floor", "infeasible", *_HISTOGRAMS}
 _PLAIN_FIELDS = {f for f in JobView.__dataclass_fields__} - _DECODED

@@ -26,6 +26,7 @@ FIRST_JOB_BYTE = 1
 DAEMON_BYTE = 1 + MAX_JOBS
 
 ROW_FREE, ROW_LIVE = 0, 1
+REASONS = ("", "alone", "load", "residual")  # why an SLO cannot be held; JobRow.infeasible is an index
 PRIORITIES = {"low": 1, "high": 2}
 
 _u32, _i64, _u64 = ctypes.c_uint32, ctypes.c_int64, ctypes.c_uint64
@@ -97,12 +98,12 @@ class JobRow(ctypes.Structure):
         ("inflation_ppm", _u32),
         ("margin_ns", _i64),
         ("quantile_ppm", _u32),
-        ("_reserved1", _u32),
+        ("infeasible", _u32),
         ("slice_ns", _i64),
         ("sm_count", _u32),
         ("rate_ppm", _u32),
         ("ahead_ns", _i64),
-        ("_pad1", ctypes.c_char * 8),
+        ("needed_ns", _i64),
         ("heartbeat_ns", _u64),
         ("hold_since_ns", _u64),
         ("oldest_deadline_ns", _i64),

@@ -50,6 +50,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "herald_gate_open": (None, (_ptr, _u32, _u32)),
     "herald_gate_wait": (_int, (_ptr, _u32, _i64)),
     "herald_table_plan": (None, (_ptr, _int, _u32, _i64, _u32, _i64, _u32, _u32, _i64)),
+    "herald_table_feasibility": (None, (_ptr, _int, _u32, _u32, _i64)),
     "herald_table_trainer_plan": (None, (_ptr, _int, _u32, _u32, _u32, _i64)),
     "herald_lead": (_i64, (_i64, _i64, _u32)),
     "herald_bucket": (_u32, (_i64,)),

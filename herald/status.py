@@ -53,11 +53,15 @@ class JobStatus:
     progress: float | None  # of that request, 0..1
     progress_error: float | None  # of the predicted remaining time at the middle of finished requests
     plan: str | None
+    infeasible: str | None  # why the SLO cannot be held: alone, load, residual
     infeasible_below_ns: int | None  # set where the SLO is lower than what can be guaranteed
     gate_points: int
     gate_waits: int
     gate_wait_ns: int
     coverage: float | None
+    sm_total: int | None  # None: it cannot be kept to a share
+    sm_granted: int | None  # None: all
+    train_steps: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ def look(domain: str, now_ns: int) -> Status:
 def status_of(table: Table, now_ns: int) -> Status:
     """The status that a table shows."""
     jobs = table.jobs()
-    notes = {note.key: note.needed_ns for note in infeasible(Snapshot.of(jobs))}
+    told = table.daemon_is_alive()  # it has seen more than one look shows
+    seen = {} if told else {note.key: (note.reason, note.needed_ns) for note in infeasible(Snapshot.of(jobs))}
+    notes = seen | {key_of(job): (job.infeasible, job.needed_ns) for job in jobs if job.infeasible}
     return Status(
         domain=table.domain,
         daemon=_daemon(table, now_ns),
@@ -105,7 +111,7 @@ def _daemon(table: Table, now_ns: int) -> DaemonStatus:
     )
 
 
-def _job(job: JobView, needed_ns: int | None) -> JobStatus:
+def _job(job: JobView, infeasible: tuple[str, int] | None) -> JobStatus:
     return JobStatus(
         name=job.name,
         priority=job.priority,
@@ -122,11 +128,15 @@ def _job(job: JobView, needed_ns: int | None) -> JobStatus:
         progress=job.progress_ppm / 1e6 if job.remaining_ns >= 0 else None,
         progress_error=job.progress_error,
         plan=describe(Plan.of(job)) if job.priority == "high" else None,
-        infeasible_below_ns=needed_ns,
+        infeasible=infeasible[0] if infeasible else None,
+        infeasible_below_ns=infeasible[1] if infeasible else None,
         gate_points=job.gate_points,
         gate_waits=job.gate_waits,
         gate_wait_ns=job.gate_wait_ns,
         coverage=job.coverage,
+        sm_total=job.sm_total or None,
+        sm_granted=job.sm_granted or None,
+        train_steps=job.train_steps,
     )
 
 
@@ -163,7 +173,9 @@ def _prediction(job: JobStatus) -> str:
 def _warning(job: JobStatus) -> str:
     if job.infeasible_below_ns is None:
         return ""
-    return f"; an SLO below {format_ns(job.infeasible_below_ns)} cannot be guaranteed"
+    why = {"alone": "it is too slow alone", "load": "its load is too high", "residual": "training runs on too long"}
+    reason = f" ({why[job.infeasible]})" if job.infeasible else ""
+    return f"; an SLO below {format_ns(job.infeasible_below_ns)} cannot be guaranteed{reason}"
 
 
 def _service_grid(jobs: list[JobStatus]) -> Grid:
@@ -184,11 +196,12 @@ def _service_grid(jobs: list[JobStatus]) -> Grid:
 
 
 def _trainer_grid(jobs: list[JobStatus]) -> Grid:
-    grid = Grid("training", "device", "gate points", "waits", "waited", "coverage", box=None, pad_edge=False)
+    grid = Grid("training", "device", "SMs", "gate points", "waits", "waited", "coverage", box=None, pad_edge=False)
     for job in jobs:
         grid.add_row(
             job.name,
             _short(job.device),
+            f"{job.sm_granted}/{job.sm_total}" if job.sm_granted else "all",
             str(job.gate_points),
             str(job.gate_waits),
             format_ns(job.gate_wait_ns),

@@ -241,6 +241,10 @@ class Table:
             self.address, row, generation, lead_ns, limit, margin_ns, inflation_ppm, quantile_ppm, slice_ns
         )
 
+    def publish_feasibility(self, row: int, generation: int, reason: str, needed_ns: int) -> None:
+        """Daemon only: why the SLO of that job cannot be held (one of layout.REASONS, "": it can), and which could."""
+        self._lib.herald_table_feasibility(self.address, row, generation, layout.REASONS.index(reason), needed_ns)
+
     def publish_trainer_plan(
         self, row: int, generation: int, *, sm_count: int = 0, rate_ppm: int = 0, ahead_ns: int = 0
     ) -> None:

@@ -24,7 +24,7 @@ from herald.scheduler.learning import Observer
 from herald.scheduler.mps import MpsServer
 from herald.scheduler.policies import Policy
 from herald.scheduler.signals import StopSignals, stop_signals
-from herald.scheduler.snapshot import STRICT_PLAN, Decision, JobKey, Pace, Plan, TrainerPlan, key_of
+from herald.scheduler.snapshot import STRICT_PLAN, Decision, Infeasible, JobKey, Mode, Pace, Plan, TrainerPlan, key_of
 from herald.table import Table
 
 PERIOD_S = 0.05
@@ -43,7 +43,7 @@ class Daemon:
         self._observer = Observer()
         self._watch = watch  # looks at the table at every tick, too
         self._known: dict[JobKey, JobView] = {}
-        self._warned: set[JobKey] = set()
+        self._modes: dict[str, Mode] = {}
 
     def tick(self, now_ns: int) -> None:
         """Beat, reap, decide, publish what changed."""
@@ -70,21 +70,29 @@ class Daemon:
             job = self._known[key]
             if plan != Plan.of(job):
                 self._publish(key, plan)
-                log.info("plan: %s %s", job.name, describe(plan))
+                level = logging.INFO if _kind(plan) != _kind(Plan.of(job)) else logging.DEBUG
+                log.log(level, "plan: %s %s", job.name, describe(plan))
         for key, job in self._known.items():
             limits = decision.trainer_plans.get(key, TrainerPlan())
             if job.priority == "low" and limits != TrainerPlan.of(job):
                 self._limit(key, limits)
-        for note in decision.infeasible:
-            if note.key not in self._warned:
-                log.warning(
-                    "infeasible: %s has an SLO of %s; beside this training none below %s can be guaranteed",
-                    note.name,
-                    format_ns(note.slo_ns),
-                    format_ns(note.needed_ns),
-                )
-        self._warned |= {note.key for note in decision.infeasible}
-        self._warned &= self._known.keys()
+        for device, mode in decision.modes.items():
+            if mode != self._modes.get(device):
+                log.info("mode: %s is %s", device, mode)
+        self._modes = dict(decision.modes)
+        self._tell_infeasible(decision)
+
+    def _tell_infeasible(self, decision: Decision) -> None:
+        notes = {note.key: note for note in decision.infeasible}
+        for key, job in self._known.items():
+            note = notes.get(key)
+            reason = note.reason if note else ""
+            if job.priority == "high" and reason != job.infeasible:
+                self._table.publish_feasibility(key.row, key.generation, reason, note.needed_ns if note else 0)
+                if note:
+                    log.warning("infeasible: %s", infeasible_in_words(note))
+                else:
+                    log.info("feasible again: %s", job.name)
 
     def _publish(self, key: JobKey, plan: Plan) -> None:
         pace = plan.pace or Pace(0, 0, 0)
@@ -118,8 +126,21 @@ class Daemon:
                 log.info("joined: %s (%s, %s%s, pid %d)", job.name, job.priority, job.device, slo, job.pid)
 
 
+def infeasible_in_words(note: Infeasible) -> str:
+    """Which SLO cannot be held, why, and what would be."""
+    why = {
+        "alone": "a request alone takes longer",
+        "load": "so many requests queue that they would miss it alone, too",
+        "residual": "what runs on after the gate closes takes the rest",
+    }[note.reason]
+    could = f"one of {format_ns(note.needed_ns)} could be held" + (" at a lower load" if note.reason == "load" else "")
+    return f"{note.name} has an SLO of {format_ns(note.slo_ns)}, but {why}; {could}"
+
+
 def describe(plan: Plan) -> str:
     """A plan in words."""
+    if plan.slice_ns:
+        return f"closes and opens the gate in turns of {format_ns(plan.slice_ns)} while a request is open"
     if plan.lead_ns >= LEAD_ALWAYS:
         return "closes the gate when a request begins"
     queue = "" if plan.queue_limit >= NO_QUEUE_LIMIT else f", or with more than {plan.queue_limit} open"
@@ -127,6 +148,11 @@ def describe(plan: Plan) -> str:
         return f"never closes the gate{queue}"
     pace = f" (down to {format_ns(plan.pace.margin_ns)} as it gets on)" if plan.pace else ""
     return f"closes the gate {format_ns(plan.lead_ns)} before the deadline{pace}{queue}"
+
+
+def _kind(plan: Plan) -> tuple[bool, bool, int, int]:
+    """What of a plan people want to hear of: leads follow every prediction."""
+    return plan.lead_ns >= LEAD_ALWAYS, plan.lead_ns <= LEAD_NEVER, plan.queue_limit, plan.slice_ns
 
 
 def serve(daemon: Daemon, stop: StopSignals, clock: Callable[[], int] = now_ns) -> None:

@@ -1,18 +1,232 @@
-"""What is remembered from tick to tick: the only state behind a pure policy, kept by whoever calls it."""
+"""What is remembered from look to look: the only state behind a pure policy, kept by whoever calls it.
 
-from collections.abc import Iterable
+Everything is kept by the jobs' *names*, so that a job that comes back finds what was learnt of it beside the others.
+
+    time alone     of the requests that ran with the gate closed all the while, which the jobs' agents count
+    inflation      f of a service in a mode: over a window its requests are busy for
+                   busy = done x time alone + busy with the gate open x (1 - 1/f)
+    rates          of a trainer in a mode: what it issued = rate idle x idle time + rate beside x time beside requests,
+                   by least squares over looks; nothing while the gate is closed
+
+Windows forget: what is old counts half after HALF_LIFE_NS of the mode in question.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from herald.job_view import JobView
-from herald.scheduler.snapshot import Decision, Snapshot
+from herald.scheduler import feedback
+from herald.scheduler.recent import Windows
+from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory, Mode, Service, Snapshot, Trainer
+
+HALF_LIFE_NS = 60e9
+LOAD_WINDOW_NS = 5e9  # of arrivals
+MOST_INFLATION = 20.0
+LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode in particular
+
+
+@dataclass
+class _TimeAlone:
+    requests: float = 0
+    total_ns: float = 0
+    high_ns: int | None = None  # the agent's high quantile
+
+    def add(self, requests: int, total_ns: int, high_ns: int | None) -> None:
+        keep = 0.5 ** (requests / 500)  # services change, too
+        self.requests = self.requests * keep + requests
+        self.total_ns = self.total_ns * keep + total_ns
+        self.high_ns = high_ns if high_ns is not None else self.high_ns
+
+    @property
+    def mean_ns(self) -> float | None:
+        return self.total_ns / self.requests if self.requests else None
+
+
+@dataclass
+class _ServiceWindow:
+    """Of one service in one mode."""
+
+    busy_ns: float = 0
+    beside_ns: float = 0
+    done: float = 0
+
+    def add(self, busy_ns: int, beside_ns: int, done: int, keep: float) -> None:
+        self.busy_ns = self.busy_ns * keep + busy_ns
+        self.beside_ns = self.beside_ns * keep + beside_ns
+        self.done = self.done * keep + done
+
+    def inflation(self, alone_ns: float) -> float:
+        if self.beside_ns <= 0:
+            return 1.0
+        speed = 1 - (self.busy_ns - self.done * alone_ns) / self.beside_ns
+        return 1 / min(1.0, max(1 / MOST_INFLATION, speed))
+
+
+@dataclass
+class _TrainerWindow:
+    """Of one trainer in one mode: the sums of least squares for work = idle x rate + beside x rate."""
+
+    idle_idle: float = 0
+    idle_beside: float = 0
+    beside_beside: float = 0
+    idle_work: float = 0
+    beside_work: float = 0
+
+    def add(self, idle_ns: float, beside_ns: float, work_ns: float, keep: float) -> None:
+        self.idle_idle = self.idle_idle * keep + idle_ns * idle_ns
+        self.idle_beside = self.idle_beside * keep + idle_ns * beside_ns
+        self.beside_beside = self.beside_beside * keep + beside_ns * beside_ns
+        self.idle_work = self.idle_work * keep + idle_ns * work_ns
+        self.beside_work = self.beside_work * keep + beside_ns * work_ns
+
+    def rates(self) -> tuple[float, float]:
+        """(idle, beside). Where one was never seen without the other, both are the same."""
+        determinant = self.idle_idle * self.beside_beside - self.idle_beside**2
+        if determinant > 1e-3 * self.idle_idle * self.beside_beside:
+            idle = (self.idle_work * self.beside_beside - self.beside_work * self.idle_beside) / determinant
+            beside = (self.beside_work * self.idle_idle - self.idle_work * self.idle_beside) / determinant
+            return max(0.0, idle), max(0.0, beside)
+        total = self.idle_idle + 2 * self.idle_beside + self.beside_beside
+        rate = (self.idle_work + self.beside_work) / total if total else 0.0
+        return rate, rate
+
+
+@dataclass
+class _ModeWindow:
+    beside_ns: float = 0
+    idle_ns: float = 0
+    services: dict[str, _ServiceWindow] = field(default_factory=dict)
+    trainers: dict[str, _TrainerWindow] = field(default_factory=dict)
+
+
+_Group = tuple[str, tuple[str, ...], tuple[str, ...]]  # device, services, trainers
 
 
 class Observer:
     """Makes snapshots with a memory. The daemon has one, and so has a simulated domain."""
 
+    def __init__(self) -> None:
+        self._alone: dict[str, _TimeAlone] = {}
+        self._windows: dict[tuple[_Group, Mode], _ModeWindow] = {}
+        self._leeway: dict[str, float] = {}
+        self._rate_hz: dict[JobKey, float] = {}
+        self._modes: dict[str, Mode] = {}  # by device
+        self._last: Snapshot | None = None
+        self._last_ns = 0
+        self._recent = Windows()
+
     def observe(self, jobs: Iterable[JobView], now_ns: int) -> Snapshot:
         """The snapshot of the live rows now."""
-        del now_ns
-        return Snapshot.of(jobs)
+        snapshot = Snapshot.of(jobs)
+        if self._last is not None and 0 < now_ns - self._last_ns <= LONGEST_LOOK_NS:
+            self._learn(self._last, snapshot, now_ns - self._last_ns)
+        self._last, self._last_ns = snapshot, now_ns
+        memory = replace(self._memory(snapshot), recent=self._recent.look(snapshot.services, now_ns))
+        return replace(snapshot, memory=memory)
 
     def decided(self, decision: Decision) -> None:
         """What was made of the last snapshot and holds from now on."""
+        self._modes = dict(decision.modes)
+
+    # ---- learning
+
+    def _learn(self, before: Snapshot, after: Snapshot, elapsed_ns: int) -> None:
+        services = {service.key: service for service in before.services}
+        trainers = {trainer.key: trainer for trainer in before.trainers}
+        for now in after.services:
+            if (was := services.get(now.key)) is not None:
+                self._learn_service(was, now, elapsed_ns)
+        for device in {service.device for service in after.services}:
+            group = _group(after, device)
+            if group == _group(before, device):
+                pairs = [(services[s.key], s) for s in after.services if s.device == device and s.key in services]
+                beside = [(trainers[t.key], t) for t in after.trainers if t.device == device and t.key in trainers]
+                self._learn_mode(group, pairs, beside, elapsed_ns)
+
+    def _learn_service(self, was: Service, now: Service, elapsed_ns: int) -> None:
+        alone = self._alone.setdefault(now.name, _TimeAlone())
+        alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now.alone_ns)
+        self._leeway[now.name] = feedback.step(
+            self._leeway.get(now.name, 0.0),
+            met=now.met - was.met,
+            missed=max(0, (now.missed - now.missed_anyway) - (was.missed - was.missed_anyway)),
+            target=now.target,
+        )
+        keep = 0.5 ** (elapsed_ns / LOAD_WINDOW_NS)
+        rate_hz = (now.requests_begun - was.requests_begun) / (elapsed_ns / 1e9)
+        self._rate_hz[now.key] = self._rate_hz.get(now.key, rate_hz) * keep + rate_hz * (1 - keep)
+
+    def _learn_mode(
+        self,
+        group: _Group,
+        services: list[tuple[Service, Service]],
+        trainers: list[tuple[Trainer, Trainer]],
+        elapsed_ns: int,
+    ) -> None:
+        mode = self._modes.get(group[0], CLOSED)
+        if not trainers or any(now.sm_granted != mode.sm_count for _, now in trainers):
+            return  # a share holds from a trainer's next step on
+        window = self._windows.setdefault((group, mode), _ModeWindow())
+        keep = 0.5 ** (elapsed_ns / HALF_LIFE_NS)
+        busy_ns = min(elapsed_ns, max(now.busy_ns - was.busy_ns for was, now in services))
+        beside_ns = min(elapsed_ns, max(now.busy_open_ns - was.busy_open_ns for was, now in services))
+        idle_ns = elapsed_ns - busy_ns
+        window.beside_ns = window.beside_ns * keep + beside_ns
+        window.idle_ns = window.idle_ns * keep + idle_ns
+        for was, now in services:
+            window.services.setdefault(now.name, _ServiceWindow()).add(
+                now.busy_ns - was.busy_ns,
+                now.busy_open_ns - was.busy_open_ns,
+                now.requests_done - was.requests_done,
+                keep,
+            )
+        for trained, training in trainers:
+            work_ns = training.work_ns - trained.work_ns
+            window.trainers.setdefault(training.name, _TrainerWindow()).add(idle_ns, beside_ns, work_ns, keep)
+
+    # ---- what is told
+
+    def _memory(self, snapshot: Snapshot) -> Memory:
+        alone = {s.key: self._alone[s.name] for s in snapshot.services if s.name in self._alone}
+        mean_ns = {key: known.mean_ns for key, known in alone.items() if known.mean_ns is not None}
+        return Memory(
+            evidence=self._evidence(snapshot, mean_ns),
+            mode=dict(self._modes),
+            leeway={s.key: self._leeway.get(s.name, 0.0) for s in snapshot.services},
+            load={key: self._rate_hz.get(key, 0.0) * mean / 1e9 for key, mean in mean_ns.items()},
+            alone_mean_ns=mean_ns,
+            alone_high_ns={key: known.high_ns for key, known in alone.items() if known.high_ns is not None},
+            alone_requests={key: known.requests for key, known in alone.items()},
+        )
+
+    def _evidence(self, snapshot: Snapshot, mean_ns: Mapping[JobKey, float]) -> dict[tuple[str, Mode], Evidence]:
+        found = {}
+        groups = {_group(snapshot, device) for device in {service.device for service in snapshot.services}}
+        for (group, mode), window in self._windows.items():
+            if group not in groups:
+                continue
+            rates = {
+                t.key: window.trainers[t.name].rates()
+                for t in snapshot.trainers
+                if t.device == group[0] and t.name in window.trainers
+            }
+            found[group[0], mode] = Evidence(
+                beside_ns=round(window.beside_ns),
+                inflation={
+                    s.key: window.services[s.name].inflation(mean_ns[s.key])
+                    for s in snapshot.services
+                    if s.device == group[0] and s.name in window.services and s.key in mean_ns
+                },
+                rate_beside={key: beside for key, (_, beside) in rates.items()},
+                idle_ns=round(window.idle_ns),
+                rate_idle={key: idle for key, (idle, _) in rates.items()},
+            )
+        return found
+
+
+def _group(snapshot: Snapshot, device: str) -> _Group:
+    return (
+        device,
+        tuple(sorted(s.name for s in snapshot.services if s.device == device)),
+        tuple(sorted(t.name for t in snapshot.trainers if t.device == device)),
+    )

@@ -1,5 +1,7 @@
 """What the past says of the next request: pure functions, shared by policies and `herald status`."""
 
+from dataclasses import replace
+
 from herald.scheduler.snapshot import Infeasible, Service, Snapshot
 
 # From a CPU's store into a gate word to its effect on the GPU (p99 11 us on an H200) and the watcher's turn.
@@ -11,6 +13,10 @@ DEFAULT_STRETCH_NS = 5_000_000
 
 # Below this many finished requests a p99 is the maximum of a few: no promise is built on it.
 MIN_SAMPLES = 20
+
+# Requests before their misses say anything of the load, and how far beyond what the target allows is too far.
+MIN_JUDGED = 100
+OVERLOADED = 2.0
 
 
 def residual_ns(snapshot: Snapshot, device: str) -> int:
@@ -30,13 +36,22 @@ def service_ns(service: Service, quantile: float) -> int | None:
 
 
 def infeasible(snapshot: Snapshot) -> tuple[Infeasible, ...]:
-    """Services whose SLO is below service time (at their own target) + residual + release (DESIGN.md)."""
-    found = []
-    for service in snapshot.services:
-        predicted_ns = service_ns(service, service.target)
-        if predicted_ns is None or service.slo_ns is None:
-            continue
-        needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS
-        if service.slo_ns < needed_ns:
-            found.append(Infeasible(service.key, service.name, service.slo_ns, needed_ns))
-    return tuple(found)
+    """Services whose SLO cannot be held whatever training does, and why (DESIGN.md, Deciding)."""
+    found = (_infeasible(snapshot, service) for service in snapshot.services)
+    return tuple(note for note in found if note is not None)
+
+
+def _infeasible(snapshot: Snapshot, service: Service) -> Infeasible | None:
+    predicted_ns = snapshot.memory.alone_high_ns.get(service.key, service_ns(service, service.target))
+    if predicted_ns is None or service.slo_ns is None:
+        return None
+    needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS
+    note = Infeasible(service.key, service.name, service.slo_ns, needed_ns)
+    if service.slo_ns < predicted_ns:
+        return replace(note, reason="alone")
+    if service.slo_ns < needed_ns:
+        return note
+    judged = service.met + service.missed
+    if judged >= MIN_JUDGED and service.missed_anyway > OVERLOADED * (1 - service.target) * judged:
+        return replace(note, reason="load")
+    return None

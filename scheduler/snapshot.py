@@ -56,7 +56,7 @@ class Service:
 
     @property
     def mean_alone_ns(self) -> float | None:
-        """Mean service time alone; None before the first request that ran so."""
+        """Mean service time alone since it attached; None before the first request that ran so."""
         return self.solo_ns / self.solo_requests if self.solo_requests else None
 
 
@@ -74,6 +74,7 @@ class Trainer:
     sm_granted: int = 0  # SMs that its ops run on now; 0: all
     weight: float = 1.0  # its share beside other trainers
     floor: float = 0.0  # the progress that it is promised, as a share of that alone
+    rate_ppm: int = 0  # its plan now: device time that it may issue, in millionths of time; 0: no limit
 
 
 @dataclass(frozen=True, order=True)
@@ -104,13 +105,27 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Recent:
+    """What a service did in the window of time that ends now."""
+
+    elapsed_ns: int
+    done: int = 0  # requests
+    missed: int = 0
+    busy_ns: int = 0  # time with a request open
+
+
+@dataclass(frozen=True)
 class Memory:
     """What an observer (`learning.Observer`) made of earlier snapshots: policies keep nothing themselves."""
 
     evidence: Mapping[tuple[str, Mode], Evidence] = field(default_factory=lambda: MappingProxyType({}))  # by device
     mode: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # of each device now
-    caution: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # 0 to 1, see `feedback`
+    leeway: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # in requests, see `feedback`
     load: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # arrivals x mean time alone
+    alone_mean_ns: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of a request
+    alone_high_ns: Mapping[JobKey, int] = field(default_factory=lambda: MappingProxyType({}))  # the same, high quantile
+    alone_requests: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # that these rest on
+    recent: Mapping[JobKey, Recent] = field(default_factory=lambda: MappingProxyType({}))  # see `recent`; mostly empty
 
 
 @dataclass(frozen=True)
@@ -248,4 +263,5 @@ def _trainer(job: JobView) -> Trainer:
         sm_granted=job.sm_granted,
         weight=job.weight,
         floor=job.floor,
+        rate_ppm=job.rate_ppm,
     )

@@ -46,7 +46,7 @@ const Field kFields[] = {
     HERALD_FIELD(JobRow, armed), HERALD_FIELD(JobRow, sampled_ns), HERALD_FIELD(JobRow, covered_ns),
     HERALD_FIELD(JobRow, ttft_slo_ns), HERALD_FIELD(JobRow, tpot_slo_ns), HERALD_FIELD(JobRow, weight_ppm),
     HERALD_FIELD(JobRow, floor_ppm), HERALD_FIELD(JobRow, slice_ns), HERALD_FIELD(JobRow, sm_count),
-    HERALD_FIELD(JobRow, rate_ppm), HERALD_FIELD(JobRow, ahead_ns), HERALD_FIELD(JobRow, busy_ns),
+    HERALD_FIELD(JobRow, infeasible), HERALD_FIELD(JobRow, needed_ns), HERALD_FIELD(JobRow, rate_ppm), HERALD_FIELD(JobRow, ahead_ns), HERALD_FIELD(JobRow, busy_ns),
     HERALD_FIELD(JobRow, busy_open_ns), HERALD_FIELD(JobRow, solo_requests), HERALD_FIELD(JobRow, solo_ns),
     HERALD_FIELD(JobRow, alone_ns), HERALD_FIELD(JobRow, missed_anyway), HERALD_FIELD(JobRow, tokens),
     HERALD_FIELD(JobRow, queued), HERALD_FIELD(JobRow, engine), HERALD_FIELD(JobRow, sm_total),
@@ -212,7 +212,15 @@ HERALD_API void herald_table_plan(void* base, int row, uint32_t generation, int6
   job.lead_ns.store(lead_ns, std::memory_order_release);
 }
 
-// The same for a low-priority job.
+// Whether the SLO of that job can be held at all.
+HERALD_API void herald_table_feasibility(void* base, int row, uint32_t generation, uint32_t reason, int64_t needed_ns) {
+  JobRow& job = TableView(base).row(static_cast<uint32_t>(row));
+  if (job.generation.load(std::memory_order_acquire) != generation) return;
+  job.needed_ns.store(needed_ns, std::memory_order_relaxed);
+  job.infeasible.store(reason, std::memory_order_release);
+}
+
+// A plan for a low-priority job.
 HERALD_API void herald_table_trainer_plan(void* base, int row, uint32_t generation, uint32_t sm_count,
                                           uint32_t rate_ppm, int64_t ahead_ns) {
   JobRow& job = TableView(base).row(static_cast<uint32_t>(row));

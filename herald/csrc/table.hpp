@@ -107,12 +107,13 @@ struct JobRow {
   a32 inflation_ppm;  // 0: no, lead_ns throughout
   i64 margin_ns;
   a32 quantile_ppm;
-  a32 reserved1;
+  a32 infeasible;  // why the SLO cannot be held whatever the plan: 0 it can, else an index of REASONS in layout.py
   i64 slice_ns;  // while a request is open, close and open the gate in turns of this length; 0: no
   // Plan of a low-priority job, likewise (default: all zero).
   a32 sm_count;   // SMs that its ops may run on, from the next step on; 0: all
   a32 rate_ppm;   // predicted device time that it may issue, of time; 0: no limit
   i64 ahead_ns;   // how far its host may run ahead of the GPU, in predicted time; 0: the default
+  i64 needed_ns;  // high priority, infeasible: the tightest SLO that could be held
   // State and counters: set by the job.
   alignas(64) a64 heartbeat_ns;
   a64 hold_since_ns;  // 0: this job does not hold the gate

@@ -1,7 +1,8 @@
-"""Policies, found by name: the module `herald.scheduler.policies.NAME` holds the policy NAME as `POLICY`.
+"""Policies, found by name: the module `herald.scheduler.policies.NAME` is the policy NAME.
 
-Adding one is adding one file. A policy is pure: it reads no clock, no table, no file, and is the same object
-in the daemon, in a simulator and in a test.
+Adding one is adding one file, whose docstring begins with what it does in a line. It holds the policy as `POLICY`, or,
+where it takes an argument ("reserve:32"), a function `make(argument)` that gives the policy, "" for none given.
+A policy is pure: it reads no clock, no table, no file, and is the same object in the daemon, a simulator and a test.
 """
 
 from importlib import import_module
@@ -14,7 +15,7 @@ from herald.scheduler.snapshot import Decision, Snapshot
 
 
 class Policy(Protocol):
-    """Decides how every service of a domain closes its gate."""
+    """Decides how every service of a domain closes its gate, and what its trainers may have."""
 
     def decide(self, snapshot: Snapshot, now_ns: int, /) -> Decision:
         """One plan for every service of the snapshot. Pure: equal arguments, equal decisions."""
@@ -25,8 +26,25 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in iter_modules(__path__)))
 
 
-def load(name: str, *, setting: str = "policy") -> Policy:
-    """The policy of that name. Raises ConfigError naming ``setting`` and the policies there are."""
+def summary(name: str) -> str:
+    """What the policy of that name does, in a line."""
+    return (import_module(f"{__name__}.{name}").__doc__ or "").partition("\n")[0]
+
+
+def load(text: str, *, setting: str = "policy") -> Policy:
+    """The policy that ``text`` names: NAME, or NAME:ARGUMENT for one that takes an argument.
+
+    Raises ConfigError naming ``setting`` and what is allowed.
+    """
+    name, _, argument = text.partition(":")
     if name not in names():
-        raise ConfigError(f"{setting} = {name!r}: allowed are {', '.join(names())}{did_you_mean(name, names())}")
-    return cast("Policy", import_module(f"{__name__}.{name}").POLICY)
+        raise ConfigError(f"{setting} = {text!r}: allowed are {', '.join(names())}{did_you_mean(name, names())}")
+    module = import_module(f"{__name__}.{name}")
+    if hasattr(module, "POLICY"):
+        if text != name:
+            raise ConfigError(f"{setting} = {text!r}: {name} takes no argument; give {name!r}")
+        return cast("Policy", module.POLICY)
+    try:
+        return cast("Policy", module.make(argument))
+    except ConfigError as error:
+        raise ConfigError(f"{setting} = {text!r}: {error}") from None

@@ -1,0 +1,225 @@
+"""herald: opens the gate to requests that have slack, as far as the SLO allows; shares SMs where that is worth more.
+
+Of every device it chooses a mode: closed (as `strict`), open, or open with the trainers kept to a share of the SMs.
+In an open mode a service closes its gate when
+
+    more than `limit` requests are open    limit = (SLO - margin) / (inflation x mean time alone) - 1 + leeway
+    or some request's slack is used up     slack = deadline - margin - remaining work ahead of it and its own, alone
+
+so the first rule spends slack only where the queue could be served beside training, the second is the guarantee of
+each request: what is open is served alone from then on and is in time. Inflation and training's rates are learnt in
+each mode, of each pair of jobs (`learning`); the leeway corrects the model by what came of it (`feedback`). A mode that
+was not tried is tried for a few requests, under the same two rules. Then the mode with the most training is chosen
+(`queueing`), and kept unless another is better by HYSTERESIS.
+
+Arguments leave parts out, for ablations: no-space (no SM shares), no-time (the gate never closes), no-laxity (it always
+closes when a request begins), no-feedback (no leeway).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from herald.config import did_you_mean
+from herald.errors import ConfigError
+from herald.scheduler import queueing
+from herald.scheduler.prediction import RELEASE_NS, infeasible, residual_ns
+from herald.scheduler.snapshot import (
+    CLOSED,
+    FREE_PLAN,
+    OPEN,
+    STRICT_PLAN,
+    Decision,
+    Evidence,
+    JobKey,
+    Memory,
+    Mode,
+    Pace,
+    Plan,
+    Service,
+    Snapshot,
+    Trainer,
+    TrainerPlan,
+)
+
+# Requests alone before anything is built on their mean; requests' worth of time beside training before a mode counts.
+ALONE_REQUESTS = 20
+TRIED_REQUESTS = 15
+GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
+WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
+HYSTERESIS = 1.03
+UNLUCKY = -1.5  # with less leeway, nothing new is tried
+SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
+SM_GROUP = 8
+MOST_OPEN = 50  # requests: more in a queue is no queue that an SLO allows
+_GRAIN_NS = 100_000  # leads are rounded up, so that a jittering prediction is not a new plan every tick
+
+
+@dataclass(frozen=True)
+class Herald:
+    """Space and time by SLO."""
+
+    space: bool = True
+    time: bool = True
+    laxity: bool = True
+    feedback: bool = True
+    quantile: float = 0.99  # of the remaining time of requests whose progress is known
+    inflation: float = 1.05  # of remaining work once the gate is closed: light ops pass it, and the memory is shared
+
+    def decide(self, snapshot: Snapshot, now_ns: int, /) -> Decision:  # noqa: ARG002 - all that matters is relative
+        """A mode for every device with services; from it their plans and their trainers' shares."""
+        views = [_View.of(snapshot, device) for device in sorted({s.device for s in snapshot.services})]
+        modes = {view.device: self._mode(view) for view in views}
+        plans: dict[JobKey, Plan] = {}
+        trainer_plans: dict[JobKey, TrainerPlan] = {}
+        for view in views:
+            mode = modes[view.device]
+            plans |= {service.key: self._plan(view, service, mode) for service in view.services}
+            trainer_plans |= {trainer.key: TrainerPlan(sm_count=mode.sm_count) for trainer in view.trainers}
+        return Decision(plans, infeasible(snapshot), trainer_plans, modes)
+
+    def _mode(self, view: "_View") -> Mode:
+        if not view.trainers or not view.knows_services:
+            return CLOSED
+        candidates = self._candidates(view)
+        if not self._is_unlucky(view):
+            for mode in candidates:
+                if mode not in view.tried and not mode.closed:
+                    return mode
+        known = [mode for mode in candidates if mode.closed or mode in view.tried] or [OPEN]
+        worth = {mode: self._worth(view, mode) for mode in known}
+        best = max(known, key=worth.__getitem__)
+        return view.mode if worth.get(view.mode, 0.0) * HYSTERESIS >= worth[best] else best
+
+    def _is_unlucky(self, view: "_View") -> bool:
+        return self.feedback and min(view.memory.leeway.get(s.key, 0.0) for s in view.services) < UNLUCKY
+
+    def _candidates(self, view: "_View") -> list[Mode]:
+        if not self.laxity and not self.space:
+            return [CLOSED]
+        closed = [CLOSED] if self.time else []
+        inflation = max(view.inflation(service, OPEN, guess=1.0) for service in view.services)
+        return [*closed, OPEN, *(view.shares() if self.space and inflation > WORTH_A_SHARE else [])]
+
+    def _worth(self, view: "_View", mode: Mode) -> float:
+        """Training in that mode, of all that there could be: 1 is every trainer at its best all the time."""
+        idle = open_ = 1.0
+        for service in view.services:
+            limit = self._limit(view, service, mode)
+            load = view.memory.load.get(service.key, 0.0)
+            most = MOST_OPEN if limit is None else limit
+            shares = queueing.shares(load, view.inflation(service, mode), most)
+            idle *= shares.idle
+            open_ *= shares.idle + shares.beside
+        worth = weights = 0.0
+        for trainer in view.trainers:
+            rate_idle, rate_beside = view.rates(trainer, mode)
+            worth += trainer.weight * (idle * rate_idle + (open_ - idle) * rate_beside)
+            weights += trainer.weight
+        return worth / weights
+
+    def _limit(self, view: "_View", service: Service, mode: Mode) -> int | None:
+        """How many requests may be open before the gate closes; 0: none. None: any number."""
+        if mode.closed or not self.laxity:
+            return 0
+        if not self.time:
+            return None
+        if service.slo_ns is None:
+            return 0
+        inflation, mean_ns = view.inflation(service, mode), view.memory.alone_mean_ns[service.key]
+        leeway = view.memory.leeway.get(service.key, 0.0) if self.feedback else 0.0
+        limit = math.floor(queueing.most_open(service.slo_ns, view.margin_ns, inflation, mean_ns) + leeway)
+        # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
+        trial = mode not in view.tried and service.slo_ns > view.margin_ns + self._alone_ns(view, service)
+        return min(MOST_OPEN, max(int(trial), limit, 0))
+
+    def _plan(self, view: "_View", service: Service, mode: Mode) -> Plan:
+        limit = self._limit(view, service, mode) if view.knows_services or not self.time else 0
+        if limit is None:
+            return FREE_PLAN
+        if limit < 1:
+            return STRICT_PLAN
+        margin_ns = _round_up(view.margin_ns)
+        pace = Pace(margin_ns, round(self.inflation * 1e6), round(self.quantile * 1e6))
+        return Plan(_round_up(margin_ns + round(self._alone_ns(view, service) * self.inflation)), limit, pace)
+
+    def _alone_ns(self, view: "_View", service: Service) -> float:
+        memory = view.memory
+        return memory.alone_high_ns.get(service.key, 2 * memory.alone_mean_ns[service.key])
+
+
+@dataclass(frozen=True)
+class _View:
+    """One device of a snapshot, and what is known of its modes."""
+
+    device: str
+    services: tuple[Service, ...]
+    trainers: tuple[Trainer, ...]
+    memory: Memory
+    mode: Mode
+    margin_ns: int  # what still runs once the gate closes
+    knows_services: bool
+    tried: Mapping[Mode, Evidence]  # modes in which requests ran for long enough to tell what it does to them
+    best_idle: Mapping[JobKey, float]  # the best rate of each trainer while no request was open, in any mode
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, device: str) -> "_View":
+        memory = snapshot.memory
+        services = tuple(s for s in snapshot.services if s.device == device)
+        trainers = tuple(t for t in snapshot.trainers if t.device == device)
+        seen = {mode: evidence for (where, mode), evidence in memory.evidence.items() if where == device}
+        enough_ns = TRIED_REQUESTS * max(memory.alone_mean_ns.get(s.key, 0.0) for s in services)
+        return cls(
+            device=device,
+            services=services,
+            trainers=trainers,
+            memory=memory,
+            mode=memory.mode.get(device, CLOSED),
+            margin_ns=residual_ns(snapshot, device) + RELEASE_NS,
+            knows_services=all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services),
+            tried={mode: evidence for mode, evidence in seen.items() if mode.closed or evidence.beside_ns >= enough_ns},
+            best_idle={t.key: max((e.rate_idle.get(t.key, 0.0) for e in seen.values()), default=0.0) for t in trainers},
+        )
+
+    def inflation(self, service: Service, mode: Mode, guess: float = GUESSED_INFLATION) -> float:
+        """What beside training in that mode does to the service times; ``guess`` where it was not tried."""
+        if mode.closed:
+            return 1.0
+        tried = self.tried.get(mode)
+        return guess if tried is None else tried.inflation.get(service.key, guess)
+
+    def rates(self, trainer: Trainer, mode: Mode) -> tuple[float, float]:
+        """(idle, beside requests): of the trainer in that mode; 1 is its best rate while no request was open."""
+        best = self.best_idle[trainer.key]
+        # Behind a closed gate a trainer with all SMs is, while no request is open, what it is in the open mode.
+        tried = self.tried.get(mode) or (self.tried.get(OPEN) if mode == CLOSED else None)
+        if tried is None or best <= 0:
+            return 1.0, 0.0
+        idle = min(1.0, tried.rate_idle.get(trainer.key, best) / best)
+        beside = 0.0 if mode.closed else min(1.0, tried.rate_beside.get(trainer.key, 0.0) / best)
+        return idle, beside
+
+    def shares(self) -> list[Mode]:
+        """Open modes with a part of the SMs kept free; none where some job cannot."""
+        totals = {trainer.sm_total for trainer in self.trainers}
+        if len(totals) != 1 or not all(s.mps for s in self.services):
+            return []
+        total = totals.pop()
+        asides = sorted({round(total * share / SM_GROUP) * SM_GROUP for share in SHARES})
+        return [Mode(closed=False, sm_count=total - aside) for aside in asides if 0 < aside < total]
+
+
+def _round_up(ns: int) -> int:
+    return -(-ns // _GRAIN_NS) * _GRAIN_NS
+
+
+def make(arguments: str) -> Herald:
+    """The policy without the parts that ``arguments`` names, as in "no-space,no-feedback". Raises ConfigError."""
+    parts = {"no-space": "space", "no-time": "time", "no-laxity": "laxity", "no-feedback": "feedback"}
+    left_out = [word for word in arguments.split(",") if word]
+    for word in left_out:
+        if word not in parts:
+            raise ConfigError(
+                f"herald cannot do {word!r}: allowed are {', '.join(parts)}{did_you_mean(word, tuple(parts))}"
+            )
+    return Herald(**{parts[word]: False for word in left_out})

@@ -1,0 +1,207 @@
+"""The controller: which mode, how many open requests, which plan; and the model and the feedback behind it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herald.errors import ConfigError
+from herald.scheduler import feedback, policies, queueing
+from herald.scheduler.mps_choice import mps_pays
+from herald.scheduler.policies.herald import ALONE_REQUESTS, TRIED_REQUESTS, UNLUCKY, Herald
+from herald.scheduler.snapshot import (
+    CLOSED,
+    FREE_PLAN,
+    OPEN,
+    STRICT_PLAN,
+    Decision,
+    Evidence,
+    JobKey,
+    Memory,
+    Mode,
+    Service,
+    Snapshot,
+    Trainer,
+)
+from tests.test_policies import Times
+
+MS = 1_000_000
+GPU = "GPU-1"
+SERVICE, TRAINER = JobKey(0, 1), JobKey(1, 1)
+MEAN_NS = 20 * MS
+ENOUGH_NS = TRIED_REQUESTS * MEAN_NS
+NARROW, HALF = Mode(closed=False, sm_count=116), Mode(closed=False, sm_count=68)
+
+
+def service(**fields: object) -> Service:
+    base = Service(SERVICE, "chat", GPU, 80 * MS, 0.99, Times(), mps=True, alone_ns=21 * MS)
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def trainer(**fields: object) -> Trainer:
+    return replace(Trainer(TRAINER, "train", GPU, 2 * MS, mps=True, sm_total=132), **fields)  # type: ignore[arg-type]
+
+
+def evidence(inflation: float, beside: float, idle: float = 1.0, beside_ns: int = ENOUGH_NS) -> Evidence:
+    return Evidence(beside_ns, {SERVICE: inflation}, {TRAINER: beside}, ENOUGH_NS, {TRAINER: idle})
+
+
+def memory(found: dict[Mode, Evidence], mode: Mode = CLOSED, **fields: object) -> Memory:
+    base = Memory(
+        evidence={(GPU, m): e for m, e in found.items()},
+        mode={GPU: mode},
+        leeway={SERVICE: 0.0},
+        load={SERVICE: 0.4},
+        alone_mean_ns={SERVICE: float(MEAN_NS)},
+        alone_high_ns={SERVICE: 21 * MS},
+        alone_requests={SERVICE: float(ALONE_REQUESTS)},
+    )
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def decide(policy: Herald, remembered: Memory, **fields: object) -> Decision:
+    return policy.decide(Snapshot((service(**fields),), (trainer(),), remembered), 0)
+
+
+ALL_TRIED = {OPEN: evidence(1.7, 0.8), NARROW: evidence(1.6, 0.7, 0.88), HALF: evidence(1.3, 0.6, 0.7)}
+
+
+def test_nothing_is_tried_before_the_service_is_known_alone() -> None:
+    young = memory({}, alone_requests={SERVICE: ALONE_REQUESTS - 1.0})
+    decision = decide(Herald(), young)
+    assert decision.modes == {GPU: CLOSED}
+    assert decision.plans == {SERVICE: STRICT_PLAN}
+
+
+def test_an_untried_mode_is_tried_with_one_open_request_at_least() -> None:
+    decision = decide(Herald(), memory({}))
+    assert decision.modes == {GPU: OPEN}
+    assert decision.plans[SERVICE].queue_limit == 1
+    assert decision.plans[SERVICE].pace is not None
+
+
+def test_shares_are_tried_only_where_there_is_inflation_to_bring_down() -> None:
+    assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: NARROW}
+    assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8), NARROW: evidence(1.6, 0.7, 0.9)})).modes == {GPU: HALF}
+    assert decide(Herald(), memory({OPEN: evidence(1.05, 0.9)})).modes == {GPU: OPEN}
+
+
+def test_the_mode_with_the_most_training_is_chosen() -> None:
+    assert decide(Herald(), memory(ALL_TRIED)).modes == {GPU: OPEN}
+    costly = ALL_TRIED | {OPEN: evidence(6.0, 0.2), NARROW: evidence(1.1, 0.8, 0.97)}
+    decision = decide(Herald(), memory(costly))
+    assert decision.modes == {GPU: NARROW}
+    assert decision.trainer_plans[TRAINER].sm_count == 116
+
+
+def test_the_gate_stays_closed_where_open_costs_more_than_it_brings() -> None:
+    useless = {OPEN: evidence(2.2, 0.05), NARROW: evidence(2.0, 0.05, 0.8), HALF: evidence(1.9, 0.05, 0.6)}
+    assert decide(Herald(), memory(useless)).modes == {GPU: CLOSED}
+
+
+def test_a_mode_is_kept_unless_another_is_clearly_better() -> None:
+    alike = {OPEN: evidence(1.5, 0.80), NARROW: evidence(1.5, 0.81, 1.0), HALF: evidence(1.9, 0.1, 0.5)}
+    for present in (OPEN, NARROW):
+        assert decide(Herald(), memory(alike, mode=present)).modes == {GPU: present}
+
+
+def test_more_slack_allows_a_longer_queue_before_the_gate_closes() -> None:
+    limits = [decide(Herald(), memory(ALL_TRIED), slo_ns=slo * MS).plans[SERVICE].queue_limit for slo in (80, 160, 320)]
+    assert limits == sorted(limits)
+    assert limits[0] == 1 < limits[1] < limits[2]
+
+
+def test_without_slack_the_gate_closes_when_a_request_begins() -> None:
+    assert decide(Herald(), memory(ALL_TRIED), slo_ns=30 * MS).plans == {SERVICE: STRICT_PLAN}
+    assert decide(Herald(), memory(ALL_TRIED), slo_ns=None).plans == {SERVICE: STRICT_PLAN}
+
+
+def test_misses_shorten_the_queue_and_stop_what_is_new() -> None:
+    before = decide(Herald(), memory(ALL_TRIED), slo_ns=160 * MS).plans[SERVICE].queue_limit
+    after = decide(Herald(), memory(ALL_TRIED, leeway={SERVICE: -1.0}), slo_ns=160 * MS).plans[SERVICE].queue_limit
+    assert after == before - 1
+    unlucky = memory({OPEN: evidence(1.7, 0.8)}, leeway={SERVICE: UNLUCKY - 0.5})
+    assert decide(Herald(), unlucky).modes[GPU] in (OPEN, CLOSED)
+    assert decide(Herald(feedback=False), unlucky).modes[GPU] == NARROW
+
+
+def test_shares_need_mps_and_trainers_that_can_be_kept_to_them() -> None:
+    seen = memory({OPEN: evidence(1.7, 0.8)})
+    assert decide(Herald(), seen, mps=False).modes == {GPU: OPEN}
+    cannot = Snapshot((service(),), (trainer(sm_total=0),), seen)
+    assert Herald().decide(cannot, 0).modes == {GPU: OPEN}
+
+
+def test_ablations_leave_out_what_they_name() -> None:
+    assert decide(policies.load("herald:no-space"), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: OPEN}  # type: ignore[arg-type]
+    assert decide(policies.load("herald:no-time"), memory(ALL_TRIED)).plans == {SERVICE: FREE_PLAN}  # type: ignore[arg-type]
+    assert decide(policies.load("herald:no-laxity"), memory(ALL_TRIED)).plans == {SERVICE: STRICT_PLAN}  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no-spice.*did you mean 'no-space'"):
+        policies.load("herald:no-spice")
+
+
+def test_an_infeasible_slo_is_told_with_its_reason() -> None:
+    reasons = {
+        10 * MS: "alone",
+        22 * MS: "residual",
+    }
+    for slo_ns, reason in reasons.items():
+        assert [note.reason for note in decide(Herald(), memory({}), slo_ns=slo_ns).infeasible] == [reason]
+    overloaded = decide(Herald(), memory({}), met=150, missed=50, missed_anyway=40).infeasible
+    assert [note.reason for note in overloaded] == ["load"]
+    assert not decide(Herald(), memory({}), met=199, missed=1, missed_anyway=1).infeasible
+
+
+# ---- the model
+
+
+@given(load=st.floats(0, 0.99), inflation=st.floats(1, 5), limit=st.integers(0, 20))
+def test_shares_of_time_are_shares(load: float, inflation: float, limit: int) -> None:
+    shares = queueing.shares(load, inflation, limit)
+    assert sum(shares) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_a_queue_behind_a_closed_gate_is_the_textbook_one() -> None:
+    assert queueing.shares(0.4, 3.0, 0) == pytest.approx((0.6, 0.0, 0.4))
+    assert queueing.shares(0.4, 1.0, 1000) == pytest.approx((0.6, 0.4, 0.0))
+    assert queueing.shares(1.2, 1.0, 3) == (0.0, 0.0, 1.0)
+
+
+# ---- the feedback
+
+
+def test_a_step_response_settles_within_50_requests_and_does_not_oscillate() -> None:
+    """A plant that misses 30 % of requests while the leeway is above -2 and none below."""
+    leeway, path = 0.0, []
+    for request in range(400):
+        missed = leeway > -2 and request % 10 < 3
+        leeway = feedback.step(leeway, met=not missed, missed=missed, target=0.99)
+        path.append(leeway)
+    assert all(value <= -2 + 0.2 for value in path[50:])
+    turns = sum((b - a) * (c - b) < 0 for a, b, c in zip(path[50:], path[51:], path[52:], strict=False))
+    assert turns <= 2  # the way back is so slow that it may touch the edge once more
+
+
+@given(st.lists(st.booleans(), max_size=200), st.floats(0.5, 0.999))
+def test_the_leeway_keeps_its_bounds(outcomes: list[bool], target: float) -> None:
+    leeway = 0.0
+    for met in outcomes:
+        leeway = feedback.step(leeway, met=met, missed=not met, target=target)
+        assert feedback.LEAST <= leeway <= feedback.MOST
+
+
+def test_half_of_what_the_target_allows_is_in_balance() -> None:
+    assert feedback.step(0.0, met=995, missed=5, target=0.99) == pytest.approx(0.0, abs=1e-9)
+
+
+# ---- with or without MPS
+
+
+def test_mps_unless_the_service_is_late_with_it_alone() -> None:
+    decode = {"alone_p99_ns": 180.0 * MS, "slowdown": 1.10, "load": 0.4}
+    assert not mps_pays(slo_ns=1.1 * 180 * MS, **decode)
+    assert mps_pays(slo_ns=1.5 * 180 * MS, **decode)
+    assert mps_pays(alone_p99_ns=50 * MS, slo_ns=55 * MS, slowdown=1.0, load=0.4)
+    assert not mps_pays(alone_p99_ns=50 * MS, slo_ns=1e12, slowdown=2.0, load=0.6)
