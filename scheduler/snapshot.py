@@ -232,7 +232,7 @@ def _service(job: JobView) -> Service:
         key=key_of(job),
         name=job.name,
         device=job.device,
-        slo_ns=min((slo for slo in (job.slo_ns, job.ttft_slo_ns) if slo), default=None),
+        slo_ns=_slo_ns(job),
         target=job.target,
         service_times=job.service,
         mps=job.mps,
@@ -249,6 +249,12 @@ def _service(job: JobView) -> Service:
         open_requests=job.open_requests,
         latencies=job.latency,
     )
+
+
+def _slo_ns(job: JobView) -> int | None:
+    """What the device must keep: of whole requests, or of an engine's steps, each of which gives every request a token."""
+    promised = (job.ttft_slo_ns, job.tpot_slo_ns if job.engine else job.slo_ns)
+    return min((slo for slo in promised if slo), default=None)
 
 
 def _trainer(job: JobView) -> Trainer:
