@@ -19,6 +19,13 @@ that name exists is for the daemon to say. A Config never changes, and unknown k
     priority = "high"
     slo = "50ms"
     target = 0.99                 # share of requests that must meet the SLO
+    [jobs.llm]
+    priority = "high"             # of a request: all of it, to its first token, per further token; any of them
+    slo = { latency = "20s", ttft = "500ms", tpot = "50ms" }
+    [jobs.train]
+    priority = "low"
+    weight = 2                    # its share beside other trainers of the device; default: 1
+    floor = 0.2                   # the progress that it is promised, as a share of that alone; default: 0
 """
 
 import tomllib
@@ -32,6 +39,7 @@ from typing import Literal, TypeVar
 from herald.durations import parse_duration
 from herald.errors import ConfigError
 from herald.settings import Settings, check_domain
+from herald.slo import Slo
 
 Priority = Literal["high", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "low")
@@ -77,8 +85,10 @@ class JobConfig:
 
     name: str
     priority: Priority | None = None
-    slo_ns: int | None = None
+    slo: Slo | None = None
     target: float = DEFAULT_TARGET
+    weight: float = 1.0  # low priority: its share beside others
+    floor: float = 0.0  # low priority: the progress that it is promised, as a share of that alone
 
 
 @dataclass(frozen=True)
@@ -194,18 +204,26 @@ class _Section:
 
 
 def _job(jobs: _Section, name: str) -> JobConfig:
-    section = jobs.section(name, allowed=("priority", "slo", "target"))
+    section = jobs.section(name, allowed=("priority", "slo", "target", "weight", "floor"))
     job = JobConfig(
         name=name,
         priority=section.get("priority", None, _priority),
-        slo_ns=section.get("slo", None, _duration_ns),
+        slo=section.get("slo", None, _slo),
         target=section.get("target", DEFAULT_TARGET, _target),
+        weight=section.get("weight", JobConfig.weight, _weight),
+        floor=section.get("floor", JobConfig.floor, _progress_floor),
     )
-    if job.priority == "low" and job.slo_ns is not None:
+    if job.priority == "low" and job.slo is not None:
         raise ConfigError(
             f"config {jobs.source}: jobs.{name}.slo = {section.values['slo']!r}: "
             "a job of priority 'low' has no SLO; delete slo, or give priority = \"high\""
         )
+    for key in ("weight", "floor"):
+        if job.priority == "high" and key in section.values:
+            raise ConfigError(
+                f"config {jobs.source}: jobs.{name}.{key} = {section.values[key]!r}: is for jobs of priority 'low'; "
+                'delete it, or give priority = "low"'
+            )
     return job
 
 
@@ -245,6 +263,20 @@ def _duration_ns(key: str, value: object) -> int:
     if not isinstance(value, str):
         raise _wrong(key, value, 'a duration in quotes with a unit, such as "50ms"')
     return parse_duration(value, setting=key)
+
+
+def _slo(key: str, value: object) -> Slo:
+    if isinstance(value, Mapping):
+        return Slo.parse(value, setting=key)
+    return Slo(latency_ns=_duration_ns(key, value))
+
+
+def _weight(key: str, value: object) -> float:
+    return _number(key, value, "a number from 0.001 to 1000", lambda number: 0.001 <= number <= 1000)
+
+
+def _progress_floor(key: str, value: object) -> float:
+    return _number(key, value, "a number from 0 to 0.9", lambda number: 0 <= number <= 0.9)
 
 
 def _floor(key: str, value: object) -> float:

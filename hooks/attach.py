@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from herald import config as config_file
 from herald.config import Config, JobConfig
-from herald.durations import parse_duration
 from herald.errors import AttachError, ConfigError
 from herald.hooks import devices, learned
 from herald.hooks.job import DisabledJob, HighJob, Job, LowJob
 from herald.job_view import JobView
 from herald.settings import Settings, check_domain
+from herald.slo import NO_SLO, Slo, SloSpec
 from herald.table import Table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def attach(
     model: "torch.nn.Module | None" = None,
     *,
     priority: Literal["high", "low"] | None = None,
-    slo: str | None = None,
+    slo: SloSpec | None = None,
     name: str | None = None,
     domain: str | None = None,
     device: "str | torch.device | None" = None,
@@ -36,9 +36,10 @@ def attach(
 
     ``model``: with "high", each outermost forward becomes one request; otherwise it only tells the device. May be left
     out: the op hook sees the whole process. ``slo``: a latency with a unit, "50ms", from arrival to completion on the
-    device. ``name``: the job's key in the config's [jobs]; default: the model's class. ``domain``: which jobs meet;
-    default: the config's, HERALD_DOMAIN, "default". ``config``: a TOML file; default: HERALD_CONFIG. What is given
-    here wins over the config. ``profile``: a file of op costs (`Job.save_profile`); without one they are learnt.
+    device, or a map of parts that must all hold, {"latency": "2s", "ttft": "200ms", "tpot": "30ms"}, see `Job.begin`.
+    ``name``: the job's key in the config's [jobs]; default: the model's class. ``domain``: which jobs meet; default:
+    the config's, HERALD_DOMAIN, "default". ``config``: a TOML file; default: HERALD_CONFIG. What is given here wins
+    over the config. ``profile``: a file of op costs (`Job.save_profile`); without one they are learnt.
 
     Raises ConfigError (a wrong setting), AttachError (this process cannot be scheduled), TableError (the domain is
     full or damaged), BuildError (no compiler). Nothing is left behind then.
@@ -50,7 +51,7 @@ def attach(
     name = name or (type(model).__name__ if model is not None else "job")
     job = file.job(name)
     urgency = _priority(priority, job)
-    slo_ns = _slo_ns(slo, job, urgency)
+    promised = _slo(slo, job, urgency)
     domain = check_domain(domain or file.domain or settings.domain)
     if settings.disabled:
         return DisabledJob(name, urgency, JobView.empty(name, urgency))
@@ -61,10 +62,11 @@ def attach(
     table = Table.open(domain)
     _tell_without_daemon(table)
     if urgency == "high":
-        if not slo_ns:
+        if not promised:
             _log.warning("job %r has no SLO: its requests are protected, but none is judged (give slo='50ms')", name)
-        return HighJob(table, where, model, name=name, slo_ns=slo_ns, target=job.target)
-    return LowJob(table, where, name=name, light_percent=file.classes.light_percent)
+        return HighJob(table, where, model, name=name, slo=promised, target=job.target)
+    light_percent = file.classes.light_percent
+    return LowJob(table, where, name=name, light_percent=light_percent, weight=job.weight, floor=job.floor)
 
 
 def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:
@@ -75,13 +77,13 @@ def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:
     return value  # type: ignore[return-value]
 
 
-def _slo_ns(given: str | None, job: JobConfig, priority: str) -> int:
+def _slo(given: SloSpec | None, job: JobConfig, priority: str) -> Slo:
     if given is None:
-        return job.slo_ns or 0 if priority == "high" else 0
-    slo_ns = parse_duration(given, setting="slo")
+        return job.slo or NO_SLO if priority == "high" else NO_SLO
+    slo = Slo.parse(given)
     if priority == "low":
         raise ConfigError(f"slo = {given!r}: a job of priority 'low' has no SLO; leave it out, or give priority='high'")
-    return slo_ns
+    return slo
 
 
 def _refuse_several_ranks(priority: str) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +18,15 @@ from typing import TYPE_CHECKING, Self
 
 from typing_extensions import override
 
-from herald.durations import parse_duration
 from herald.errors import AttachError, ConfigError, TableError
 from herald.hooks import classes, devices, launches, learned, native
 from herald.hooks.devices import JobDevice
+from herald.hooks.engine import EngineStep, StepKind, deadline_ns, is_inside, kind_number, queued_count
 from herald.hooks.requests import ForwardRequests, Request, arrival_ns
 from herald.hooks.sm_share import SmShare, row_at
 from herald.job_view import JobView
 from herald.native import process_token
+from herald.slo import NO_SLO, Slo, SloSpec
 from herald.table import Table
 
 if TYPE_CHECKING:
@@ -51,18 +53,43 @@ class Job(ABC):
     def detach(self) -> None:
         """Gate nothing any more and free the row. Again, or in a forked child: nothing."""
 
-    def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+    def begin(self, *, arrival: float | None = None, slo: SloSpec | None = None) -> Request:
         """Open a request; requests may overlap. Never waits.
 
         ``arrival``: when it arrived, in time.monotonic() seconds (default: now); latency and deadline count from it.
-        ``slo``: this request's own, as "50ms" (default: the job's). Raises ConfigError.
+        ``slo``: this request's own (default: the job's): a latency as "50ms", or a map of parts that must all hold, as
+        {"latency": "2s", "ttft": "200ms", "tpot": "30ms"}: to the end, to the first token (`Request.first_token`), and
+        per further token (`Request.end(tokens=...)`). Raises ConfigError.
         """
         del arrival, slo
-        raise ConfigError(f"job {self.name!r} has priority 'low': only a job of priority 'high' serves requests")
+        raise self._serves_nothing()
 
-    def request(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+    def request(self, *, arrival: float | None = None, slo: SloSpec | None = None) -> Request:
         """`begin`, for use in a ``with`` block: the request ends with the block, also by an exception."""
         return self.begin(arrival=arrival, slo=slo)
+
+    def step(self, kind: StepKind, deadline: float | None = None) -> AbstractContextManager[object]:
+        """One iteration of an engine that serves many requests at once, on this thread's current stream. Never waits.
+
+        From the first on, steps and not requests hold the gate; requests (`begin` on arrival, `Request.first_token`,
+        `Request.end`) are judged. ``kind``: "prefill" or "decode", whose times are learnt apart. ``deadline``: by when
+        it must be done, in time.monotonic() seconds. Default: for a prefill the earliest arrival + ttft of the requests
+        without a first token; for a decode step, of those with one, tpot after the decode step before it (or after the
+        first token if that was later); none where neither is promised. Raises ConfigError.
+        """
+        del kind, deadline
+        raise self._serves_nothing()
+
+    def queued(self, count: int) -> None:
+        """Say how many requests wait outside, as often as that changes.
+
+        They count as open ones where a plan limits how many may be (`queue_limit`). Raises ConfigError.
+        """
+        del count
+        raise self._serves_nothing()
+
+    def _serves_nothing(self) -> ConfigError:
+        return ConfigError(f"job {self.name!r} has priority 'low': only a job of priority 'high' serves requests")
 
     def observe_progress(self, on: bool = True) -> None:
         """Follow the progress of every request on a GPU, also where the plan has no use for it (for measurements).
@@ -89,7 +116,17 @@ class Job(ABC):
 class _AttachedJob(Job):
     """A job with a row."""
 
-    def __init__(self, table: Table, device: JobDevice, *, name: str, slo_ns: int = 0, target: float = 0.99) -> None:
+    def __init__(
+        self,
+        table: Table,
+        device: JobDevice,
+        *,
+        name: str,
+        slo: Slo = NO_SLO,
+        target: float = 0.99,
+        weight: float = 1.0,
+        floor: float = 0.0,
+    ) -> None:
         self._table = table
         self._device = device
         self._pid = os.getpid()
@@ -99,7 +136,16 @@ class _AttachedJob(Job):
             self._check_neighbours()
             table.keep_mapped()
             self._row = table.claim(
-                name=name, priority=self.priority, device=device.name, slo_ns=slo_ns, target=target, mps=device.mps
+                name=name,
+                priority=self.priority,
+                device=device.name,
+                slo_ns=slo.latency_ns,
+                ttft_slo_ns=slo.ttft_ns,
+                tpot_slo_ns=slo.tpot_ns,
+                target=target,
+                weight=weight,
+                floor=floor,
+                mps=device.mps,
             )
             try:
                 self._start()
@@ -147,37 +193,57 @@ class _AttachedJob(Job):
 
 
 class HighJob(_AttachedJob):
-    """An inference service: its open requests close the gate, as its plan says. It never waits."""
+    """An inference service: its open requests (an engine's steps) close the gate, as its plan says. It never waits."""
 
     priority = "high"
 
     def __init__(
-        self, table: Table, device: JobDevice, model: "torch.nn.Module | None", *, name: str, slo_ns: int, target: float
+        self, table: Table, device: JobDevice, model: "torch.nn.Module | None", *, name: str, slo: Slo, target: float
     ) -> None:
-        self._slo_ns = slo_ns
+        self._slo = slo
         self._explicit = 0
         self._explicit_lock = threading.Lock()
-        self._inside = threading.local()
+        self._inside = threading.local()  # whether this thread is in a forward, in how many steps of an engine
         self._model = model
         self._forward: ForwardRequests | None = None
         self._checkpoints: Checkpoints | None = None
-        self._step = _Step(self)
+        self._forward_step = _ForwardStep(self)
         self._handle = 0
-        super().__init__(table, device, name=name, slo_ns=slo_ns, target=target)
+        super().__init__(table, device, name=name, slo=slo, target=target)
 
     @override
-    def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
-        slo_ns = self._slo_ns if slo is None else parse_duration(slo, setting="slo")
+    def begin(self, *, arrival: float | None = None, slo: SloSpec | None = None) -> Request:
+        promised = self._slo if slo is None else Slo.parse(slo)
         arrived = arrival_ns(arrival)
         with self._explicit_lock:
             self._explicit += 1
-        return Request(self, self._begin(arrived, slo_ns))
+        return Request(self, self._begin(arrived, promised))
 
-    def end_request(self, request: int) -> None:
+    @override
+    def step(self, kind: StepKind, deadline: float | None = None) -> EngineStep:
+        return EngineStep(self, self._inside, kind_number(kind), deadline_ns(deadline))
+
+    @override
+    def queued(self, count: int) -> None:
+        native.hook().herald_queued(self._handle, queued_count(count))
+
+    def begin_step(self, kind: int, due_ns: int) -> int:
+        """Called by `EngineStep`, on the thread that takes it."""
+        return int(native.hook().herald_step_begin(self._handle, kind, due_ns))
+
+    def end_step(self, step: int) -> None:
+        """Called by `EngineStep`, once."""
+        native.hook().herald_step_end(self._handle, step)
+
+    def end_request(self, request: int, tokens: int | None) -> None:
         """Called by `Request.end`, once."""
         with self._explicit_lock:
             self._explicit -= 1
-        native.hook().herald_request_end(self._handle, request)
+        native.hook().herald_request_end(self._handle, request, -1 if tokens is None else tokens)
+
+    def first_token(self, request: int) -> None:
+        """Called by `Request.first_token`."""
+        native.hook().herald_first_token(self._handle, request)
 
     def step_request(self, request: int) -> None:
         """Called by `Request.step`."""
@@ -187,20 +253,21 @@ class HighJob(_AttachedJob):
     def observe_progress(self, on: bool = True) -> None:
         native.hook().herald_observe(self._handle, on)
 
-    def _begin(self, arrived_ns: int, slo_ns: int) -> int:
-        return int(native.hook().herald_request_begin(self._handle, arrived_ns, slo_ns))
+    def _begin(self, arrived_ns: int, slo: Slo) -> int:
+        promised = (slo.latency_ns, slo.ttft_ns, slo.tpot_ns)
+        return int(native.hook().herald_request_begin(self._handle, arrived_ns, *promised))
 
-    def _begin_forward(self) -> "Request | _Step | None":
+    def _begin_forward(self) -> "Request | _ForwardStep | None":
         """What an outermost forward is: a request that nothing else accounts for, or a step of an explicit one."""
-        if getattr(self._inside, "forward", False):
+        if getattr(self._inside, "forward", False) or is_inside(self._inside):
             return None
         self._inside.forward = True
         if self._checkpoints is not None:
             self._checkpoints.before_forward()
         if self._explicit:
             native.hook().herald_forward_begin(self._handle)
-            return self._step
-        return Request(self._step, self._begin(0, self._slo_ns))
+            return self._forward_step
+        return Request(self._forward_step, self._begin(0, self._slo))
 
     def _start(self) -> None:
         error = ctypes.create_string_buffer(native.ERROR_BYTES)
@@ -255,7 +322,7 @@ class HighJob(_AttachedJob):
         self._handle = 0
 
 
-class _Step:
+class _ForwardStep:
     """The end of an outermost forward: of a step of an explicit request, or of an automatic one."""
 
     def __init__(self, job: HighJob) -> None:
@@ -268,12 +335,15 @@ class _Step:
         native.hook().herald_forward_end(self._job._handle)
         self._forward_is_over()
 
-    def end_request(self, request: int) -> None:
-        native.hook().herald_request_end(self._job._handle, request)
+    def end_request(self, request: int, tokens: int | None) -> None:
+        native.hook().herald_request_end(self._job._handle, request, -1 if tokens is None else tokens)
         self._forward_is_over()
 
     def step_request(self, request: int) -> None:
         del request  # an automatic request is a single step
+
+    def first_token(self, request: int) -> None:
+        del request  # and nobody holds one to say so
 
     def _forward_is_over(self) -> None:
         self._job._inside.forward = False
@@ -286,9 +356,11 @@ class LowJob(_AttachedJob):
 
     priority = "low"
 
-    def __init__(self, table: Table, device: JobDevice, *, name: str, light_percent: float) -> None:
+    def __init__(
+        self, table: Table, device: JobDevice, *, name: str, light_percent: float, weight: float, floor: float
+    ) -> None:
         self._light_percent = light_percent
-        super().__init__(table, device, name=name)
+        super().__init__(table, device, name=name, weight=weight, floor=floor)
 
     def _check_neighbours(self) -> None:
         super()._check_neighbours()
@@ -378,9 +450,18 @@ class DisabledJob(Job):
         return
 
     @override
-    def begin(self, *, arrival: float | None = None, slo: str | None = None) -> Request:
+    def begin(self, *, arrival: float | None = None, slo: SloSpec | None = None) -> Request:
         del arrival, slo
         return Request(_NoJob(), 0)
+
+    @override
+    def step(self, kind: StepKind, deadline: float | None = None) -> AbstractContextManager[object]:
+        del kind, deadline
+        return nullcontext()
+
+    @override
+    def queued(self, count: int) -> None:
+        del count
 
     @override
     def save_profile(self, path: str | Path) -> None:
@@ -388,10 +469,13 @@ class DisabledJob(Job):
 
 
 class _NoJob:
-    def end_request(self, request: int) -> None:
-        del request
+    def end_request(self, request: int, tokens: int | None) -> None:
+        del request, tokens
 
     def step_request(self, request: int) -> None:
+        del request
+
+    def first_token(self, request: int) -> None:
         del request
 
 

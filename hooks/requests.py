@@ -20,11 +20,14 @@ _MOST_FUTURE_S = 60.0  # arrivals may be stamped ahead by a load generator, not 
 class Ends(Protocol):
     """What a request needs of its job."""
 
-    def end_request(self, request: int) -> None:
-        """The request's work is enqueued on the current stream (CUDA) or done (CPU)."""
+    def end_request(self, request: int, tokens: int | None) -> None:
+        """The request's work is enqueued on the current stream (CUDA) or done (CPU); it made so many tokens."""
 
     def step_request(self, request: int) -> None:
         """One more step of it is."""
+
+    def first_token(self, request: int) -> None:
+        """Its first token is in the host's hands."""
 
 
 class Request:
@@ -35,15 +38,30 @@ class Request:
         self._number = number
         self._open = threading.Lock()  # taken by the first end, never released
 
-    def end(self) -> None:
-        """Say that all work of the request is enqueued (CUDA) or done (CPU). Never waits for the GPU."""
+    def end(self, tokens: int | None = None) -> None:
+        """Say that all work of the request is enqueued (CUDA) or done (CPU). Never waits for the GPU.
+
+        ``tokens``: how many it made, the first included (default: its steps); an SLO of time per token needs it.
+        Raises ConfigError for what is no such number.
+        """
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
+            raise ConfigError(f"tokens = {tokens!r}: give how many tokens the request made, a whole number from 0")
         if self._open.acquire(blocking=False):
-            self._job.end_request(self._number)
+            self._job.end_request(self._number, tokens)
+
+    def first_token(self) -> None:
+        """Say that the host has the first token of the request, now: its time to first token. Later calls do nothing.
+
+        Where it is not said, a promised "ttft" or "tpot" counts as missed.
+        """
+        if not self._open.locked():
+            self._job.first_token(self._number)
 
     def step(self) -> None:
         """Say that one step of a request of several (a token, a graph replay) is enqueued (CUDA) or done (CPU).
 
-        Lets Herald predict what remains of it. Forwards of the attached model count by themselves.
+        Lets Herald predict what remains of it. Forwards of the attached model count by themselves. Of an engine
+        (`Job.step`), a request's step is a token and nothing else.
         """
         if not self._open.locked():
             self._job.step_request(self._number)

@@ -153,7 +153,7 @@ class Observer:
             target=now.target,
         )
         keep = 0.5 ** (elapsed_ns / LOAD_WINDOW_NS)
-        rate_hz = (now.requests_begun - was.requests_begun) / (elapsed_ns / 1e9)
+        rate_hz = (now.work_done - was.work_done) / (elapsed_ns / 1e9)
         self._rate_hz[now.key] = self._rate_hz.get(now.key, rate_hz) * keep + rate_hz * (1 - keep)
 
     def _learn_mode(
@@ -177,7 +177,7 @@ class Observer:
             window.services.setdefault(now.name, _ServiceWindow()).add(
                 now.busy_ns - was.busy_ns,
                 now.busy_open_ns - was.busy_open_ns,
-                now.requests_done - was.requests_done,
+                now.work_done - was.work_done,
                 keep,
             )
         for trained, training in trainers:

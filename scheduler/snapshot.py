@@ -55,6 +55,11 @@ class Service:
     latencies: Durations | None = None  # arrival -> done
 
     @property
+    def work_done(self) -> int:
+        """What needed the device and is done: requests, or steps of an engine."""
+        return self.service_times.count
+
+    @property
     def mean_alone_ns(self) -> float | None:
         """Mean service time alone since it attached; None before the first request that ran so."""
         return self.solo_ns / self.solo_requests if self.solo_requests else None
@@ -252,7 +257,7 @@ def _service(job: JobView) -> Service:
 
 
 def _slo_ns(job: JobView) -> int | None:
-    """What the device must keep: of whole requests, or of an engine's steps, each of which gives every request a token."""
+    """What the device must keep: of whole requests, or of an engine's steps, each a token for every request."""
     promised = (job.ttft_slo_ns, job.tpot_slo_ns if job.engine else job.slo_ns)
     return min((slo for slo in promised if slo), default=None)
 

@@ -28,6 +28,9 @@ def test_the_public_names_are_sorted_and_exist() -> None:
         ({"priority": "high", "slo": "-5ms"}, r"slo = '-5ms' is not positive"),
         ({"priority": "high", "slo": 0.05}, r"slo = 0.05 is not a duration"),
         ({"priority": "low", "slo": "50ms"}, r"slo = '50ms'.*'low' has no SLO"),
+        ({"priority": "high", "slo": {"p99": "5ms"}}, r"slo\.p99 = '5ms'.*latency, ttft, tpot"),
+        ({"priority": "high", "slo": {"ttft": 5}}, r"slo\.ttft = 5 is not a duration"),
+        ({"priority": "high", "slo": {}}, r"slo = \{\}: promises nothing"),
         ({"priority": "low", "domain": "a/b"}, r"domain = 'a/b'"),
         ({"priority": "low", "model": "resnet"}, r"model = 'resnet'.*torch\.nn\.Module"),
         ({"priority": "low", "device": "tpu"}, r"device = 'tpu'.*'cpu'"),
@@ -58,6 +61,19 @@ def test_the_config_speaks_where_the_code_is_silent(domain: str, tmp_path: Path)
         assert (stats.priority, stats.slo_ns, stats.target) == ("high", 80_000_000, 0.95)
     with herald.attach(name="chat", device="cpu", config=config, slo="20ms") as job:
         assert job.stats().slo_ns == 20_000_000
+
+
+def test_what_a_job_promises_and_is_promised_stands_in_its_row(domain: str, tmp_path: Path) -> None:
+    config = tmp_path / "herald.toml"
+    config.write_text('[jobs.llm]\nslo = { ttft = "200ms", tpot = "30ms" }\n[jobs.train]\nweight = 3\nfloor = 0.25\n')
+    with herald.attach(priority="high", name="llm", device="cpu", config=config) as job:
+        stats = job.stats()
+        assert (stats.slo_ns, stats.ttft_slo_ns, stats.tpot_slo_ns) == (0, 200_000_000, 30_000_000)
+    with herald.attach(priority="high", slo={"latency": "2s", "tpot": "9ms"}, device="cpu") as job:
+        stats = job.stats()
+        assert (stats.slo_ns, stats.ttft_slo_ns, stats.tpot_slo_ns) == (2 * 10**9, 0, 9_000_000)
+    with herald.attach(priority="low", name="train", device="cpu", config=config) as job:
+        assert (job.stats().weight, job.stats().floor) == (3.0, 0.25)
 
 
 def test_a_full_table_is_an_error_and_frees_up_again(domain: str) -> None:
@@ -97,8 +113,11 @@ def test_disabled_herald_has_the_same_calls_and_no_effect(domain: str, monkeypat
     model = torch.nn.Linear(2, 2)
     job = herald.attach(model, priority="high", slo="50ms")
     assert "forward" not in model.__dict__
-    with job, job.request(arrival=1.0):
+    with job, job.request(arrival=1.0) as request, job.step("decode"):
         model(torch.randn(1, 2))
+        request.first_token()
+        request.end(tokens=3)
+        job.queued(2)
     assert job.stats().requests_done == 0
     assert domain not in herald.domains.domains()
     with pytest.raises(herald.ConfigError, match="slo"):  # still checked: the setting is wrong either way

@@ -6,6 +6,7 @@ import pytest
 
 from herald import config
 from herald.errors import ConfigError
+from herald.slo import Slo
 
 FULL = """
 domain = "prod"
@@ -20,8 +21,13 @@ quantum = "1ms"
 priority = "high"
 slo = "50ms"
 target = 0.999
+[jobs.llm]
+priority = "high"
+slo = { ttft = "200ms", tpot = "30ms" }
 [jobs.train]
 priority = "low"
+weight = 3
+floor = 0.25
 """
 
 
@@ -35,8 +41,9 @@ def test_every_key_arrives_in_the_unit_of_its_field(tmp_path: Path) -> None:
     read = config.load(write(tmp_path, FULL))
     assert (read.domain, read.policy, read.mps.enabled) == ("prod", "laxity", True)
     assert read.limits == config.Limits(max_hold_ns=2_000_000_000, floor=0.2, quantum_ns=1_000_000)
-    assert read.job("chat") == config.JobConfig("chat", priority="high", slo_ns=50_000_000, target=0.999)
-    assert read.job("train").priority == "low"
+    assert read.job("chat") == config.JobConfig("chat", priority="high", slo=Slo(50_000_000), target=0.999)
+    assert read.job("llm").slo == Slo(ttft_ns=200_000_000, tpot_ns=30_000_000)
+    assert read.job("train") == config.JobConfig("train", priority="low", weight=3.0, floor=0.25)
 
 
 def test_an_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
@@ -69,6 +76,16 @@ def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
         ("[jobs.chat]\nslo = 50", ["jobs.chat.slo = 50", "in quotes with a unit"]),
         ("[jobs.chat]\nslo = '-50ms'", ["jobs.chat.slo = '-50ms'", "not positive"]),
         ("[jobs.chat]\npriority = 'low'\nslo = '5ms'", ["jobs.chat.slo = '5ms'", "has no SLO"]),
+        ("[jobs.chat]\nslo = { ttft = '50' }", ["jobs.chat.slo.ttft = '50'", "no unit", "'50ms'"]),
+        ("[jobs.chat]\nslo = { ttft = 50 }", ["jobs.chat.slo.ttft = 50", "not a duration", "'50ms'"]),
+        ("[jobs.chat]\nslo = { tfft = '50ms' }", ["jobs.chat.slo.tfft = '50ms'", "latency, ttft, tpot"]),
+        ("[jobs.chat]\nslo = {}", ["jobs.chat.slo = {}", "promises nothing", "latency, ttft, tpot"]),
+        ("[jobs.chat]\npriority = 'low'\nslo = { ttft = '5ms' }", ["jobs.chat.slo", "has no SLO"]),
+        ("[jobs.t]\nweight = 0", ["jobs.t.weight = 0", "0.001 to 1000"]),
+        ("[jobs.t]\nweight = '2'", ["jobs.t.weight = '2'", "a number"]),
+        ("[jobs.t]\nfloor = 0.95", ["jobs.t.floor = 0.95", "0 to 0.9"]),
+        ("[jobs.t]\npriority = 'high'\nweight = 2", ["jobs.t.weight = 2", "'low'"]),
+        ("[jobs.t]\npriority = 'high'\nfloor = 0.2", ["jobs.t.floor = 0.2", "'low'"]),
         ("[jobs.chat]\ntarget = 1", ["jobs.chat.target = 1", "above 0 and below 1"]),
         ("jobs = 3", ["jobs = 3", "a table"]),
         ("[jobs]\nchat = 'high'", ["jobs.chat = 'high'", "[jobs.chat]"]),

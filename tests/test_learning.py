@@ -55,7 +55,7 @@ class World:
         row.busy_ns += busy_ns
         row.busy_open_ns += beside_ns
         row.requests_begun += done
-        row.requests_done += done
+        self.table.record(self.service, latency_ns=busy_ns, count=done)
         row.slo_met += done
         row.solo_requests += solo
         row.solo_ns += solo * MEAN_NS

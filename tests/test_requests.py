@@ -143,6 +143,262 @@ def test_a_laxity_plan_closes_as_soon_as_a_second_request_waits(table: Table) ->
         second.end()
 
 
+def give_pace(table: Table, job: herald.Job, lead_ns: int, margin_ns: int = 0) -> None:
+    view = job.stats()
+    pace = {"margin_ns": margin_ns, "inflation_ppm": 1_000_000, "quantile_ppm": 990_000}
+    table.publish_plan(view.row, view.generation, lead_ns, NO_QUEUE_LIMIT, **pace)
+
+
+def test_a_request_makes_room_for_those_before_it(table: Table) -> None:
+    """Each is thought to take 200 s; the third of three would be done after 600 s, 100 s too late."""
+    with herald.attach(priority="high", slo="500s", device="cpu") as job:
+        give_pace(table, job, lead_ns=200 * 10**9)
+        first, second = job.begin(), job.begin()
+        assert not is_closed(table)
+        with job.request():
+            assert is_closed(table)
+        assert not is_closed(table)
+        first.end()
+        with job.request():
+            assert not is_closed(table)
+        second.end()
+
+
+def test_a_request_behind_one_without_an_slo_waits_for_it_all_the_same(table: Table) -> None:
+    with herald.attach(priority="high", device="cpu") as job:
+        give_pace(table, job, lead_ns=200 * 10**9)
+        first = job.begin()
+        assert not is_closed(table)
+        with job.request(slo="300s"):
+            assert is_closed(table)
+        first.end()
+        with job.request(slo="300s"):
+            assert not is_closed(table)
+
+
+def test_without_a_pace_each_request_has_the_lead_of_the_plan(table: Table) -> None:
+    with herald.attach(priority="high", slo="500s", device="cpu") as job:
+        plan(table, job, lead_ns=200 * 10**9, queue_limit=NO_QUEUE_LIMIT)
+        requests = [job.begin() for _ in range(5)]
+        assert not is_closed(table)
+        del requests
+
+
+@pytest.mark.parametrize(
+    ("due_s", "remaining_ns", "alone_ns", "closes"),
+    [
+        (100, 400 * 10**9, -1, True),
+        (100, -1, 400 * 10**9, True),
+        (100, 10 * 10**9, 400 * 10**9, False),  # what remains counts, not all of it
+        (100, -1, -1, False),
+        (900, 400 * 10**9, -1, False),  # it is due later: it waits for this one
+        (None, 400 * 10**9, -1, False),
+    ],
+)
+def test_a_service_makes_room_for_the_earlier_requests_of_another(
+    table: Table, due_s: int | None, remaining_ns: int, alone_ns: int, closes: bool
+) -> None:
+    other = table.claim(name="other", priority="high", device="cpu")
+    row = table._rows[other]
+    row.remaining_ns, row.alone_ns = remaining_ns, alone_ns
+    row.oldest_deadline_ns = layout.NO_DEADLINE if due_s is None else time.monotonic_ns() + due_s * 10**9
+    with herald.attach(priority="high", slo="500s", device="cpu") as job:
+        give_pace(table, job, lead_ns=200 * 10**9)
+        with job.request():
+            assert is_closed(table) == closes
+    table.release(other)
+
+
+def test_another_services_request_that_comes_later_is_noticed(table: Table) -> None:
+    """By the job's agent: nobody tells it."""
+    other = table.claim(name="other", priority="high", device="cpu")
+    with herald.attach(priority="high", slo="500s", device="cpu") as job:
+        give_pace(table, job, lead_ns=200 * 10**9)
+        with job.request():
+            assert not is_closed(table)
+            table._rows[other].remaining_ns = 400 * 10**9
+            table._rows[other].oldest_deadline_ns = time.monotonic_ns()
+            while not is_closed(table):
+                pass
+    table.release(other)
+
+
+def test_a_sliced_plan_closes_and_opens_in_turns_and_nothing_else_counts(table: Table) -> None:
+    with herald.attach(priority="high", slo="50ms", device="cpu") as job:
+        view = job.stats()
+        table.publish_plan(view.row, view.generation, LEAD_NEVER, NO_QUEUE_LIMIT, slice_ns=1000 * 10**9)
+        with job.request():
+            assert is_closed(table)
+        assert not is_closed(table)
+        table.publish_plan(view.row, view.generation, layout.LEAD_ALWAYS, 0, slice_ns=2_000_000)
+        with job.request():
+            for closed in (False, True, False, True):
+                while is_closed(table) != closed:
+                    pass
+        assert not is_closed(table)
+
+
+def test_requests_that_wait_outside_count_as_open_ones(table: Table) -> None:
+    with herald.attach(priority="high", device="cpu") as job:
+        plan(table, job, lead_ns=10**9, queue_limit=2)
+        job.queued(5)
+        assert not is_closed(table)
+        job.queued(1)
+        with job.request():
+            assert not is_closed(table)
+            job.queued(2)
+            assert is_closed(table)
+            job.queued(0)
+            assert not is_closed(table)
+    for wrong in (-1, 1.5, "2", True):
+        with pytest.raises(herald.ConfigError, match="how many requests wait"):
+            job.queued(wrong)  # type: ignore[arg-type]
+
+
+# ---- the books
+
+
+def test_busy_time_is_that_with_a_request_open_and_of_it_the_gate(table: Table) -> None:
+    with herald.attach(priority="high", device="cpu") as job:
+        assert job.stats().busy_ns == 0
+        begin = time.monotonic_ns()
+        with job.request():
+            while job.stats().busy_ns == 0:  # the agent books it while the request is open
+                pass
+        stats = job.stats()
+        assert 0 < stats.busy_ns <= time.monotonic_ns() - begin
+        assert stats.busy_open_ns == 0
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        assert job.stats().busy_ns == stats.busy_ns
+        with job.request():
+            pass
+        later = job.stats()
+        assert later.busy_ns - stats.busy_ns == later.busy_open_ns > 0
+
+
+def test_a_gate_that_another_service_closes_is_not_open(table: Table) -> None:
+    with (
+        herald.attach(priority="high", name="one", device="cpu") as one,
+        herald.attach(priority="high", name="two", device="cpu") as two,
+    ):
+        plan(table, one, LEAD_NEVER, NO_QUEUE_LIMIT)
+        with two.request(), one.request():
+            pass
+        assert one.stats().busy_ns > one.stats().busy_open_ns == 0
+
+
+def test_a_request_ran_alone_when_its_own_job_held_the_gate_all_the_while(table: Table) -> None:
+    with herald.attach(priority="high", slo="500s", device="cpu") as job:
+        for _ in range(20):
+            assert job.stats().alone_ns == -1
+            with job.request():
+                pass
+        stats = job.stats()
+        assert stats.solo_requests == 20
+        assert 0 < stats.solo_ns <= stats.busy_ns
+        assert 0 <= stats.alone_ns <= stats.busy_ns
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        with job.request():
+            pass
+        assert job.stats().solo_requests == 20
+
+
+def test_what_requests_take_beside_training_is_no_time_alone(table: Table) -> None:
+    with herald.attach(priority="high", device="cpu") as job:
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        for _ in range(30):
+            with job.request():
+                pass
+        assert job.stats().alone_ns == -1
+
+
+def test_a_miss_that_training_has_no_part_in_is_told_apart(table: Table) -> None:
+    with herald.attach(priority="high", device="cpu") as job:
+        with job.request(slo="50ms", arrival=time.monotonic() - 0.2):  # it waited for nothing of its own job
+            pass
+        assert (job.stats().slo_missed, job.stats().missed_anyway) == (1, 0)
+        with job.request(slo="1ns"):  # alone, and too slow
+            pass
+        assert (job.stats().slo_missed, job.stats().missed_anyway) == (2, 1)
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        with job.request(slo="1ns"):  # nothing is learnt: who knows
+            pass
+        assert (job.stats().slo_missed, job.stats().missed_anyway) == (3, 1)
+
+
+def test_requests_that_wait_for_each_other_would_have_waited_alone(table: Table) -> None:
+    """Arrived together, served one after the other: the later ones miss by the time of the earlier ones."""
+    with herald.attach(priority="high", device="cpu") as job:
+        arrival = time.monotonic()
+        first = job.begin(arrival=arrival)
+        while time.monotonic() - arrival < 0.005:
+            pass
+        first.end()
+        with job.request(arrival=arrival, slo="4ms"):
+            pass
+        assert (job.stats().slo_missed, job.stats().missed_anyway) == (1, 1)
+
+
+def test_a_request_meets_its_slo_when_every_part_of_it_holds(table: Table) -> None:
+    with herald.attach(priority="high", slo={"latency": "3600s", "ttft": "1800s"}, device="cpu") as job:
+        with job.request() as request:
+            request.first_token()
+        assert (job.stats().slo_met, job.stats().slo_missed) == (1, 0)
+        with job.request(arrival=time.monotonic() - 2000) as request:
+            request.first_token()
+        assert (job.stats().slo_met, job.stats().slo_missed) == (1, 1)
+        with job.request():
+            pass  # its first token was never told
+        assert (job.stats().slo_met, job.stats().slo_missed) == (1, 2)
+        assert job.stats().ttft.count == 2
+
+
+@pytest.mark.parametrize(
+    ("promised", "tokens", "steps", "met"),
+    [
+        ("3600s", 3, 0, True),
+        ("1ns", 3, 0, False),
+        ("1ns", 1, 0, True),  # there is no further token
+        ("3600s", None, 0, False),  # not told
+        ("3600s", None, 3, True),
+        ("3600s", 0, 3, False),  # what is told at the end wins
+    ],
+)
+def test_time_per_token_is_judged_by_the_tokens_that_were_told(
+    table: Table, promised: str, tokens: int | None, steps: int, met: bool
+) -> None:
+    with herald.attach(priority="high", slo={"tpot": promised}, device="cpu") as job:
+        request = job.begin()
+        request.first_token()
+        for _ in range(steps):
+            request.step()
+        request.end(tokens=tokens)
+        stats = job.stats()
+        assert (stats.slo_met, stats.slo_missed) == (met, not met)
+        assert stats.tokens == (steps if tokens is None else tokens)
+        assert stats.tpot.count == (stats.tokens > 1)
+
+
+def test_slack_for_the_first_token_is_spent_with_it(table: Table) -> None:
+    with herald.attach(priority="high", slo={"latency": "3600s", "ttft": "1s"}, device="cpu") as job:
+        plan(table, job, lead_ns=100 * 10**9, queue_limit=NO_QUEUE_LIMIT)
+        with job.request() as request:
+            assert is_closed(table)
+            request.first_token()
+            assert not is_closed(table)
+
+
+@pytest.mark.parametrize("tokens", [-1, 1.5, "3", True])
+def test_a_wrong_number_of_tokens_is_refused_and_the_request_goes_on(table: Table, tokens: object) -> None:
+    with herald.attach(priority="high", device="cpu") as job:
+        request = job.begin()
+        with pytest.raises(herald.ConfigError, match=r"tokens = .*a whole number from 0"):
+            request.end(tokens=tokens)  # type: ignore[arg-type]
+        assert is_closed(table)
+        request.end()
+        assert not is_closed(table)
+
+
 def test_each_outermost_forward_is_one_request(table: Table) -> None:
     inner = torch.nn.Linear(4, 4)
     model = torch.nn.Sequential(inner, torch.nn.ReLU(), inner)

@@ -1,4 +1,5 @@
-// The progress of the open requests of one job: what their marks say, what was learnt from finished ones.
+// The progress of the open requests of one job: what their marks say, what was learnt from finished ones. The steps of
+// an engine are requests here, too, of kinds of their own; they have no marks.
 //
 // On CUDA a mark is a stream's write into the request's progress word, [tag of the request | position], which only
 // look() reads; on CPU the serving thread sights its own marks. The caller's lock covers all of it.
@@ -12,6 +13,9 @@
 
 namespace herald {
 
+enum WorkKind : uint32_t { kRequest = 0, kPrefill = 1, kDecode = 2 };
+constexpr uint32_t kWorkKinds = 3;
+
 class JobProgress {
  public:
   static constexpr uint32_t kTagMask = 0xfff;  // tells the users of a slot apart, also for marks that land late
@@ -21,14 +25,17 @@ class JobProgress {
       : row_(row), words_(words), states_(num_slots), traces_(num_slots) {}
 
   // A new request in the slot; returns its tag.
-  uint32_t start(uint32_t slot, int64_t now) {
+  uint32_t start(uint32_t slot, WorkKind kind, int64_t now) {
     State& s = states_[slot];
-    s = {now, -1, 0, 0, 0, 0, epoch_, (s.tag + 1) & kTagMask};
+    s = {now, -1, 0, 0, 0, 0, epoch_, (s.tag + 1) & kTagMask, kind};
     traces_[slot].start();
     return s.tag;
   }
 
   uint32_t tag(uint32_t slot) const { return states_[slot].tag; }
+  WorkKind kind(uint32_t slot) const { return states_[slot].kind; }
+  uint32_t steps(uint32_t slot) const { return states_[slot].steps; }
+  int64_t seen_ns(uint32_t slot) const { return states_[slot].seen_ns; }  // when it was where it is; at first: begun
 
   // The next position of the request: one step more (0) or a checkpoint. 0: that mark says nothing of this request.
   uint32_t advance(uint32_t slot, uint32_t checkpoint) {
@@ -81,37 +88,48 @@ class JobProgress {
   // Look at the progress of every request, also where the plan has no use for it.
   void observe(bool on) { observed_ = on; }
 
-  // How long before its deadline the request closes the gate. The time since it was last sighted is not taken off:
-  // with the gate open it may have got nowhere. So nobody needs to look before the slack seems to run out.
-  int64_t lead_ns(uint32_t slot, int64_t unknown_ns) {
+  // What the request still takes alone, at the plan's quantile; -1: not known. The time since it was last sighted is
+  // not taken off: with the gate open it may have got nowhere. So nobody needs to look before the slack seems to run
+  // out.
+  int64_t remaining_ns(uint32_t slot) {
     State& s = states_[slot];
-    const uint32_t inflation = row_.inflation_ppm.load(std::memory_order_relaxed);
-    if (!inflation || s.position == 0) return unknown_ns;
     const uint32_t ppm = row_.quantile_ppm.load(std::memory_order_relaxed);
     if (s.bound_ppm != ppm) {
       s.bound_ppm = ppm;
-      s.bound_ns = model_.bound_ns(s.position, ppm);
+      s.bound_ns = models_[s.kind].bound_ns(s.position, ppm);
     }
-    if (s.bound_ns < 0) return unknown_ns;
-    return lead_from_progress(row_.margin_ns.load(std::memory_order_relaxed), s.bound_ns, inflation);
+    return s.bound_ns;
   }
 
   // The request is done; `undisturbed_since_ns` as in FinishedRequest.
   void finish(uint32_t slot, int64_t begin_ns, int64_t now, int64_t undisturbed_since_ns) {
     const State& s = states_[slot];
     if (s.epoch != epoch_) traces_[slot].start();
-    const int64_t error_ppm = model_.learn(traces_[slot], {begin_ns, now, s.steps, undisturbed_since_ns});
-    single_step_ = model_.single_step();
-    service_ns_ = model_.service_ns();
+    ProgressModel& model = models_[s.kind];
+    const int64_t error_ppm = model.learn(traces_[slot], {begin_ns, now, s.steps, undisturbed_since_ns});
+    alone_[s.kind] = {model.median_alone_ns(), model.bound_alone_ns(alone_ppm())};
+    if (s.kind == kRequest) {
+      single_step_ = model.single_step();
+      service_ns_ = model.service_ns();
+    }
     if (error_ppm < 0) return;
     row_.progress_error_ppm.fetch_add(static_cast<uint64_t>(error_ppm), std::memory_order_relaxed);
     row_.progress_scored.fetch_add(1, std::memory_order_relaxed);
   }
 
+  // Median service time alone of requests of that kind; -1: not known.
+  int64_t median_alone_ns(WorkKind kind) const { return alone_[kind].median_ns; }
+
+  // For others: the service time alone at the plan's quantile; of an engine, of the kind of step that takes longest.
+  void publish_alone(bool engine) const {
+    const int64_t steps_ns = std::max(alone_[kPrefill].bound_ns, alone_[kDecode].bound_ns);
+    row_.alone_ns.store(engine ? steps_ns : alone_[kRequest].bound_ns, std::memory_order_relaxed);
+  }
+
   // For people: how far the request in the slot is.
   void publish(uint32_t slot, int64_t begin_ns, int64_t now, int64_t undisturbed_since_ns) const {
     const State& s = states_[slot];
-    const int64_t left = model_.expected_ns(s.position, now - s.seen_ns, undisturbed_since_ns <= s.seen_ns);
+    const int64_t left = models_[s.kind].expected_ns(s.position, now - s.seen_ns, undisturbed_since_ns <= s.seen_ns);
     const double spent = static_cast<double>(now - begin_ns);
     const double done = left < 0 ? 0 : spent / std::max(1.0, spent + static_cast<double>(left));
     row_.remaining_ns.store(left, std::memory_order_relaxed);
@@ -125,7 +143,7 @@ class JobProgress {
 
   // Checkpoints were chosen anew: what was learnt of the old ones is void.
   void forget_checkpoints() {
-    model_.forget_checkpoints();
+    models_[kRequest].forget_checkpoints();
     ++epoch_;
   }
 
@@ -142,7 +160,19 @@ class JobProgress {
     uint32_t steps;     // enqueued, too
     uint32_t epoch;
     uint32_t tag;
+    WorkKind kind;
   };
+
+  struct Alone {
+    int64_t median_ns = -1;
+    int64_t bound_ns = -1;
+  };
+
+  // The plan's quantile, p99 where it has none.
+  uint32_t alone_ppm() const {
+    const uint32_t ppm = row_.quantile_ppm.load(std::memory_order_relaxed);
+    return ppm ? ppm : 990'000;
+  }
 
   int64_t poll_ns() const { return std::min(std::max(service_ns_ / 128, kShortestPollNs), kLongestPollNs); }
 
@@ -150,9 +180,10 @@ class JobProgress {
   const a32* const words_;
   std::vector<State> states_;
   std::vector<Trace> traces_;
-  ProgressModel model_;
-  bool single_step_ = true;  // as the model has it
-  int64_t service_ns_ = -1;  // median, as the model has it
+  ProgressModel models_[kWorkKinds];
+  Alone alone_[kWorkKinds];
+  bool single_step_ = true;  // as the model of requests has it
+  int64_t service_ns_ = -1;  // median, likewise
   uint32_t epoch_ = 0;       // of the choice of checkpoints
   bool marked_ = false;      // streams write progress words
   bool observed_ = false;

@@ -70,6 +70,13 @@ struct AtWork {
 };
 thread_local AtWork t_at_work;
 
+void end(int handle, int64_t id, int64_t tokens) {
+  Process& p = process();
+  const auto job = high_job(p, handle);
+  const int64_t alarm = job ? job->end(id, job->cuda_index() >= 0 ? &p.cuda : nullptr, tokens) : HighJob::kNever;
+  if (alarm != HighJob::kNever) p.agent.wake(alarm);
+}
+
 void mark(int handle, int64_t id, uint32_t checkpoint) {
   if (id < 0) return;
   Process& p = process();
@@ -147,25 +154,62 @@ HERALD_API void herald_high_detach(int handle) {
   g_serving_era.fetch_add(1, std::memory_order_relaxed);
 }
 
-// Returns the request's id, or -1 when it runs untracked. Checkpoints on this thread are its own.
-HERALD_API int64_t herald_request_begin(int handle, int64_t arrival_ns, int64_t slo_ns) {
+// Returns the request's id, or -1 when it runs untracked. Checkpoints on this thread are its own. SLOs: 0 is none.
+HERALD_API int64_t herald_request_begin(int handle, int64_t arrival_ns, int64_t latency_ns, int64_t ttft_ns,
+                                        int64_t tpot_ns) {
   Process& p = process();
   const auto job = high_job(p, handle);
   if (!job) return -1;
   mark_serving_thread();
   int64_t alarm = 0;
-  const int64_t id = job->begin(arrival_ns, slo_ns, &alarm);
+  const int64_t id = job->begin(arrival_ns, {latency_ns, ttft_ns, tpot_ns}, &alarm);
   if (alarm != HighJob::kNever) p.agent.wake(alarm);
   t_at_work = {handle, id};
   return id;
 }
 
-HERALD_API void herald_request_end(int handle, int64_t id) {
+// `tokens`: made by the request, -1 where that is not told.
+HERALD_API void herald_request_end(int handle, int64_t id, int64_t tokens) {
+  if (t_at_work.id == id) t_at_work = {};
+  end(handle, id, tokens);
+}
+
+// The request's first token is in the host's hands.
+HERALD_API void herald_first_token(int handle, int64_t id) {
   Process& p = process();
   const auto job = high_job(p, handle);
-  if (!job) return;
-  if (t_at_work.id == id) t_at_work = {};
-  if (job->end(id, job->cuda_index() >= 0 ? &p.cuda : nullptr)) p.agent.wake(0);
+  const int64_t alarm = job ? job->first_token(id) : HighJob::kNever;
+  if (alarm != HighJob::kNever) p.agent.wake(alarm);
+}
+
+HERALD_API void herald_queued(int handle, uint32_t count) {
+  Process& p = process();
+  const auto job = high_job(p, handle);
+  const int64_t alarm = job ? job->set_queued(count) : HighJob::kNever;
+  if (alarm != HighJob::kNever) p.agent.wake(alarm);
+}
+
+// One iteration of an engine begins on this thread. `kind` as WorkKind; `due_ns` 0: by when its requests need it.
+// Returns its id, or -1 when it runs untracked.
+HERALD_API int64_t herald_step_begin(int handle, uint32_t kind, int64_t due_ns) {
+  Process& p = process();
+  const auto job = high_job(p, handle);
+  if (!job) return -1;
+  mark_serving_thread();
+  int64_t alarm = 0;
+  const int64_t id = job->begin_step(kind == kPrefill ? kPrefill : kDecode, due_ns, &alarm);
+  if (alarm != HighJob::kNever) p.agent.wake(alarm);
+  return id;
+}
+
+// Its work is enqueued on this thread's current stream (CUDA) or done (CPU).
+HERALD_API void herald_step_end(int handle, int64_t id) { end(handle, id, -1); }
+
+// The arithmetic of the closing rule by itself, for tests and simulations: the earliest time that any request of a
+// queue closes the gate. INT64_MAX as a deadline: none.
+HERALD_API int64_t herald_close_at(uint32_t num, const int64_t* deadlines_ns, const int64_t* remaining_ns,
+                                   int64_t margin_ns, uint32_t inflation_ppm, int64_t ahead_ns) {
+  return close_at_ns(num, deadlines_ns, remaining_ns, margin_ns, inflation_ppm, ahead_ns);
 }
 
 // One step of the request is enqueued on the current stream (CUDA) or done (CPU).

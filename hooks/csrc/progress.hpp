@@ -84,11 +84,22 @@ class LearntTime {
     const RecentValues& other = undisturbed ? beside_ : alone_;
     const int64_t above = above_ns < 0 ? -1 : above_ns >> kShift;
     const int64_t found = (wanted.count() >= kFewest ? wanted : other).quantile(ppm, above, upper_edge);
-    return found < 0 ? -1 : (found << kShift) + (upper_edge ? (1 << kShift) - 1 : 0);
+    return found < 0 ? -1 : in_ns(found, upper_edge);
+  }
+
+  // Quantile of undisturbed ones and nothing else; -1: there are too few.
+  int64_t alone_ns(uint32_t ppm, bool upper_edge) const {
+    if (alone_.count() < kFewest) return -1;
+    return in_ns(alone_.quantile(ppm, -1, upper_edge), upper_edge);
   }
 
  private:
   static constexpr uint32_t kShift = 6;  // 64 ns
+
+  static int64_t in_ns(int64_t value, bool upper_edge) {
+    return (value << kShift) + (upper_edge ? (1 << kShift) - 1 : 0);
+  }
+
   RecentValues alone_;
   RecentValues beside_;
   uint32_t stale_ = 0;
@@ -105,10 +116,9 @@ class ProgressModel {
  public:
   static constexpr uint32_t kMedian = 500'000;
 
-  // The longest that a request at `position` still takes alone, at a quantile; -1: not known, or nothing done yet.
-  // Never shorter than what was learnt of a later checkpoint.
+  // The longest that a request at `position` (0: all of it) still takes alone, at a quantile; -1: not known. Never
+  // shorter than what was learnt of a later checkpoint.
   int64_t bound_ns(uint32_t position, uint32_t ppm) const {
-    if (position == 0) return -1;
     if (steps_at(position) > 0) return by_steps_ns(steps_at(position), ppm, true, true);
     int64_t longest = -1;
     for (uint32_t c = checkpoint_at(position); c <= kCheckpoints; ++c) {
@@ -130,6 +140,10 @@ class ProgressModel {
   }
 
   int64_t service_ns() const { return from_[0].quantile_ns(kMedian, true, false); }
+
+  // Of a whole request that ran alone; -1: of too few. What requests take beside training is no substitute.
+  int64_t median_alone_ns() const { return from_[0].alone_ns(kMedian, false); }
+  int64_t bound_alone_ns(uint32_t ppm) const { return from_[0].alone_ns(ppm, true); }
 
   // Whether requests are single forwards, so that checkpoints within a forward say how far they are.
   bool single_step() const { return steps_.count() == 0 || steps_.quantile(kMedian) <= 1; }

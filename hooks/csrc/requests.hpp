@@ -1,5 +1,8 @@
 // The high-priority side: open requests of one job, and when they close and open the gate.
 //
+// What needs the device is *work*: a request, or, from its first step on, a step of an engine (continuous batching),
+// whose requests are then only told of and judged. Work of one job is taken to be one queue in the order of its begins.
+//
 // begin() and end() are called by serving threads, watch() by the process's agent. Completion on CUDA is seen through
 // words that the requests' own streams write: no CUDA call, no GIL, any number of threads, streams and overlaps.
 // Progress has words of its own, so that a mark that lands late, on another stream, can never undo a completion.
@@ -7,12 +10,15 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "closing.hpp"
 #include "cuda_driver.hpp"
 #include "job_progress.hpp"
 #include "mutex.hpp"
+#include "request_books.hpp"
 #include "table.hpp"
 
 namespace herald {
@@ -20,17 +26,19 @@ namespace herald {
 class HighJob {
  public:
   static constexpr uint32_t kMostRequests = 4096;
+  static constexpr uint32_t kMostOpenSteps = 64;  // with slots of their own, so that requests never keep a step out
+  static constexpr uint32_t kSlots = kMostRequests + kMostOpenSteps;
+  static constexpr uint32_t kNumWords = 2 * kSlots;  // of completion, then of progress
   static constexpr int64_t kNever = INT64_MAX;
-
-  static constexpr uint32_t kNumWords = 2 * kMostRequests;  // of completion, then of progress
 
   // `words`: kNumWords zeroed 32-bit words, mapped for CUDA at `words_device`; null on CPU.
   HighJob(TableView table, uint32_t row, int cuda_index, a32* words, uint64_t words_device)
       : table_(table), row_(table.row(row)), cuda_index_(cuda_index), words_(words), words_device_(words_device),
-        progress_(row_, words ? words + kMostRequests : nullptr, kMostRequests) {
-    requests_.resize(kMostRequests);
-    free_.reserve(kMostRequests);
-    for (uint32_t i = kMostRequests; i-- > 0;) free_.push_back(i);
+        busy_(row_), progress_(row_, words ? words + kSlots : nullptr, kSlots) {
+    requests_.resize(kSlots);
+    free_requests_.reserve(kMostRequests);
+    for (uint32_t i = kMostRequests; i-- > 0;) free_requests_.push_back(i);
+    for (uint32_t i = kSlots; i-- > kMostRequests;) free_steps_.push_back(i);
   }
 
   const TableView& table() const { return table_; }
@@ -38,21 +46,65 @@ class HighJob {
 
   // Id of the new request, or -1 when kMostRequests are open (it then runs untracked: inference never waits).
   // `*alarm_ns`: when the agent must look again for the gate to close in time, kNever if it need not.
-  int64_t begin(int64_t arrival_ns, int64_t slo_ns, int64_t* alarm_ns) {
+  int64_t begin(int64_t arrival_ns, const Slo& slo, int64_t* alarm_ns) {
     Guard guard(mutex_);
     *alarm_ns = kNever;
-    if (detached_ || free_.empty()) return -1;
+    if (detached_ || free_requests_.empty()) return -1;
     const int64_t now = now_ns();
-    const uint32_t slot = free_.back();
-    free_.pop_back();
-    requests_[slot] = {arrival_ns ? arrival_ns : now, now, slo_ns > 0 ? slo_ns : 0, pthread_self()};
-    progress_.start(slot, now);
-    open_.push_back(slot);
-    ++holders_;
+    const uint32_t slot = open(free_requests_, kRequest, now);
+    Request& r = requests_[slot];
+    r.arrival_ns = arrival_ns ? arrival_ns : now;
+    r.slo = slo;
+    r.due_ns = r.next_due_ns();
+    r.lost_before = lost_;
+    (engine_ ? told_ : work_).push_back(slot);
+    holders_ += !engine_;
     row_.requests_begun.fetch_add(1, std::memory_order_relaxed);
-    row_.open_requests.store(static_cast<uint32_t>(open_.size()), std::memory_order_relaxed);
+    count_open_requests();
     *alarm_ns = settle(now);
     return id_of(slot);
+  }
+
+  // One iteration of an engine begins on this thread; ended like a request. The first makes the job an engine.
+  // `due_ns` 0: by when the open requests need it. Id and alarm as for `begin`.
+  int64_t begin_step(WorkKind kind, int64_t due_ns, int64_t* alarm_ns) {
+    Guard guard(mutex_);
+    *alarm_ns = kNever;
+    if (detached_ || free_steps_.empty()) return -1;
+    const int64_t now = now_ns();
+    see_completions(now);
+    become_engine();
+    const uint32_t slot = open(free_steps_, kind, now);
+    requests_[slot].due_ns = due_ns > 0 ? due_ns : step_due_ns(kind);
+    work_.push_back(slot);
+    ++holders_;
+    *alarm_ns = settle(now);
+    return id_of(slot);
+  }
+
+  // The request's first token is in the host's hands. Returns when the agent must look again.
+  int64_t first_token(int64_t id) {
+    Guard guard(mutex_);
+    const uint32_t slot = slot_of(id);
+    if (slot >= kMostRequests || requests_[slot].first_token_ns) return kNever;
+    const int64_t now = now_ns();
+    see_completions(now);  // of the step that made it, for one
+    Request& r = requests_[slot];
+    r.first_token_ns = now;
+    r.lost_at_token_ns = lost_.ns;
+    row_.ttft[bucket_of(now - r.arrival_ns)].fetch_add(1, std::memory_order_relaxed);
+    const int64_t due = r.next_due_ns();
+    r.out_of_slack = r.out_of_slack && due == r.due_ns;  // slack that it ran out of was that of the first token
+    r.due_ns = due;
+    return settle(now);
+  }
+
+  // Requests that wait outside, for an engine to take in. Returns when the agent must look again.
+  int64_t set_queued(uint32_t count) {
+    Guard guard(mutex_);
+    if (detached_) return kNever;
+    row_.queued.store(std::min(count, kMostQueued), std::memory_order_relaxed);
+    return settle(now_ns());
   }
 
   // The request that a forward on this thread works for: the only one that this thread has open, or else the only one
@@ -62,8 +114,8 @@ class HighJob {
     const pthread_t self = pthread_self();
     int64_t own = -1, any = -1;
     uint32_t num_own = 0, num_any = 0;
-    if (open_.size() > kMostToSearch) return -1;
-    for (const uint32_t slot : open_) {
+    if (engine_ || work_.size() > kMostToSearch) return -1;
+    for (const uint32_t slot : work_) {
       const Request& r = requests_[slot];
       if (r.ended) continue;
       any = id_of(slot);
@@ -78,14 +130,14 @@ class HighJob {
   // The request's work up to a checkpoint, or (0) one more step of it, is enqueued on the current stream (CUDA) or done
   // (CPU). Returns when the agent must look again.
   int64_t mark(int64_t id, uint32_t checkpoint, const CudaDriver* cuda) {
-    const auto slot = static_cast<uint32_t>(id & 0xffff);
-    if (id < 0 || slot >= kMostRequests) return kNever;
+    uint32_t slot = 0;
     uint32_t word = 0;
     {
       Guard guard(mutex_);
-      if (detached_ || requests_[slot].ended || id_of(slot) != id) return kNever;
+      slot = slot_of(id);
+      if (slot >= kMostRequests) return kNever;
       const uint32_t position = progress_.advance(slot, checkpoint);
-      if (position == 0) return kNever;
+      if (position == 0 || engine_) return kNever;  // of an engine's request, steps are tokens and nothing else
       if (!cuda) {
         const int64_t now = now_ns();
         progress_.sight(slot, position, now, true);
@@ -94,29 +146,31 @@ class HighJob {
       word = progress_.word(slot, position);
       progress_.set_marked();
     }
-    write_word(*cuda, kMostRequests + slot, word);  // without the lock: a full stream blocks its host thread
+    write_word(*cuda, kSlots + slot, word);  // without the lock: a full stream blocks its host thread
     return kNever;
   }
 
-  // The request's work is enqueued on this thread's current stream (CUDA) or done (CPU). True when the agent must watch
-  // for completion.
-  bool end(int64_t id, const CudaDriver* cuda) {
+  // The work of a request or step is enqueued on this thread's current stream (CUDA) or done (CPU). `tokens`: that it
+  // made, -1 where that is not told. Returns when the agent must look again: at once (0) for the completion.
+  int64_t end(int64_t id, const CudaDriver* cuda, int64_t tokens = -1) {
     const auto slot = static_cast<uint32_t>(id & 0xffff);
-    if (id < 0 || slot >= kMostRequests) return false;
+    if (id < 0 || slot >= kSlots) return kNever;
     uint64_t queue = static_cast<uint64_t>(pthread_self());
     const bool written = cuda && write_word(*cuda, slot, 1, &queue);
     Guard guard(mutex_);
-    if (detached_) return false;  // the row may be another job's by now
-    requests_[slot].ended = true;
-    requests_[slot].queue = queue;
+    if (slot_of(id) != slot) return kNever;
+    Request& r = requests_[slot];
+    r.ended = true;
+    r.queue = queue;
+    r.tells_tokens = tokens >= 0 || r.first_token_ns;
+    r.tokens = tokens >= 0 ? static_cast<uint32_t>(std::min<int64_t>(tokens, UINT32_MAX)) : progress_.steps(slot);
     if (written) {
       ending_.push_back(slot);
-      return true;
+      return 0;
     }
     const int64_t now = now_ns();
     complete(slot, now);
-    settle(now);
-    return false;
+    return settle(now);
   }
 
   template <typename F>
@@ -129,52 +183,107 @@ class HighJob {
   int64_t watch(int64_t now, bool* polling) {
     Guard guard(mutex_);
     row_.heartbeat_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
-    progress_.look(open_, now);
-    for (size_t i = 0; i < ending_.size();) {
-      const uint32_t slot = ending_[i];
-      if (words_[slot].load(std::memory_order_acquire) == 0) {
-        ++i;
-        continue;
-      }
-      words_[slot].store(0, std::memory_order_relaxed);
-      ending_[i] = ending_.back();
-      ending_.pop_back();
-      complete(slot, now);
-    }
+    see_completions(now);
     *polling = *polling || !ending_.empty();
     const int64_t next = settle(now);
-    if (!open_.empty()) publish(now);
-    return next;
+    if (work_.empty()) return next;
+    publish(now);
+    return std::min(next, now + kBooksNs);
   }
 
   void detach() {
     Guard guard(mutex_);
+    const int64_t now = now_ns();
+    busy_.pass(now);
     detached_ = true;
     progress_.publish_none();
-    if (closed_) open_gate(now_ns());
+    if (closed_) open_gate(now);
   }
 
  private:
   static constexpr uint32_t kMostToSearch = 64;
+  static constexpr uint32_t kMostQueued = 1u << 30;
+  static constexpr int64_t kBooksNs = 10'000'000;  // between two entries of busy time; the daemon looks every 50 ms
+  static constexpr int64_t kOthersNs = 1'000'000;  // nobody tells this job of the requests of others
 
+  // A request, or a step of an engine.
   struct Request {
-    int64_t arrival_ns;
-    int64_t begin_ns;
-    int64_t slo_ns;
-    pthread_t thread;
+    int64_t arrival_ns = 0;
+    int64_t begin_ns = 0;
+    int64_t due_ns = kNoDeadline;  // by when its work must be done
+    pthread_t thread{};
     uint64_t queue = 0;  // the stream (CUDA) or thread (CPU) that ended it: its work came after that of those before it
     bool ended = false;
     bool holds = true;  // false once it overran max_hold: it lost the gate
     bool out_of_slack = false;
-    int64_t deadline_ns() const { return slo_ns ? arrival_ns + slo_ns : kNoDeadline; }
+    // Of requests only.
+    Slo slo;
+    int64_t first_token_ns = 0;
+    uint32_t tokens = 0;
+    bool tells_tokens = false;
+    Lost lost_before;  // by the job before it began
+    int64_t lost_at_token_ns = 0;
+
+    // Where a request says tokens but no steps, there is no telling how far the next one is: once the first is out, it
+    // is due after one time per token, so that the rest runs without slack.
+    int64_t next_due_ns() const {
+      int64_t due = slo.latency_ns ? arrival_ns + slo.latency_ns : kNoDeadline;
+      if (slo.ttft_ns && !first_token_ns) due = std::min(due, arrival_ns + slo.ttft_ns);
+      if (slo.tpot_ns && first_token_ns) due = std::min(due, first_token_ns + slo.tpot_ns);
+      return due;
+    }
   };
 
   struct Queue {
     uint64_t queue = 0;
-    int64_t done_ns = 0;
+    int64_t done_ns = 0;  // when it last finished work: the next began there, though it may have been begun before
+    AloneClock alone;
   };
 
   int64_t id_of(uint32_t slot) const { return int64_t{progress_.tag(slot)} << 16 | slot; }
+
+  // The slot of an open request or step that has not ended; kSlots: it is not one, or no longer.
+  uint32_t slot_of(int64_t id) const {
+    const auto slot = static_cast<uint32_t>(id & 0xffff);
+    // Once detached, the row may be another job's.
+    if (id < 0 || slot >= kSlots || detached_ || requests_[slot].ended || id_of(slot) != id) return kSlots;
+    return slot;
+  }
+
+  uint32_t open(std::vector<uint32_t>& free, WorkKind kind, int64_t now) {
+    const uint32_t slot = free.back();
+    free.pop_back();
+    requests_[slot] = Request{};
+    requests_[slot].arrival_ns = requests_[slot].begin_ns = now;
+    requests_[slot].thread = pthread_self();
+    progress_.start(slot, kind, now);
+    return slot;
+  }
+
+  // From the first step on, requests that are open are no work any more.
+  void become_engine() {
+    if (engine_) return;
+    engine_ = true;
+    told_.swap(work_);
+    holders_ = 0;
+    row_.engine.store(1, std::memory_order_relaxed);
+    progress_.publish_none();
+    progress_.publish_alone(engine_);
+  }
+
+  // By when the open requests need a step: a prefill the first tokens that are promised, a decode step the next ones.
+  int64_t step_due_ns(WorkKind kind) const {
+    int64_t due = kNoDeadline;
+    for (const uint32_t slot : told_) {
+      const Request& r = requests_[slot];
+      if (r.ended) continue;
+      if (kind == kPrefill && r.slo.ttft_ns && !r.first_token_ns) due = std::min(due, r.arrival_ns + r.slo.ttft_ns);
+      if (kind == kDecode && r.slo.tpot_ns && r.first_token_ns) {
+        due = std::min(due, std::max(r.first_token_ns, last_decode_ns_) + r.slo.tpot_ns);
+      }
+    }
+    return due;
+  }
 
   // False when the stream cannot tell: it is being captured, or the driver fails. `*queue`: which stream it is.
   bool write_word(const CudaDriver& cuda, uint64_t index, uint32_t value, uint64_t* queue = nullptr) const {
@@ -185,49 +294,119 @@ class HighJob {
     return !cuda.capture_id(stream) && cuda.write_value(stream, address, value, 0) == 0;
   }
 
-  // For people: the request that is due first.
+  // For people, and for the other services of the device: the work that is due first.
   void publish(int64_t now) {
     const Request* first = nullptr;
-    for (const uint32_t slot : open_) {
+    for (const uint32_t slot : work_) {
       const Request& r = requests_[slot];
-      if (!first || r.deadline_ns() < first->deadline_ns()) first = &r;
+      if (!first || r.due_ns < first->due_ns) first = &r;
     }
     const auto slot = static_cast<uint32_t>(first - requests_.data());
     progress_.publish(slot, first->begin_ns, now, undisturbed_since());
   }
 
+  void count_open_requests() {
+    const size_t count = engine_ ? told_.size() : work_.size();
+    row_.open_requests.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
+  }
+
   int64_t undisturbed_since() const { return closed_ ? closed_since_ : INT64_MAX; }
 
-  // When the queue last finished a request: the next one's work began there, though it may have been begun before.
-  int64_t& last_done(uint64_t queue) {
+  Queue& queue_of(uint64_t queue) {
     Queue* oldest = &queues_[0];
     for (Queue& q : queues_) {
-      if (q.queue == queue) return q.done_ns;
+      if (q.queue == queue) return q;
       if (q.done_ns < oldest->done_ns) oldest = &q;
     }
-    *oldest = {queue, 0};
-    return oldest->done_ns;
+    return *oldest = {queue, 0, {}};
+  }
+
+  // In the order in which they ended: where the work of one began depends on the one before. Marks come first: nothing
+  // is learnt from those of a request that is over.
+  void see_completions(int64_t now) {
+    progress_.look(work_, now);
+    size_t kept = 0;
+    for (const uint32_t slot : ending_) {
+      if (words_[slot].load(std::memory_order_acquire) == 0) {
+        ending_[kept++] = slot;
+        continue;
+      }
+      words_[slot].store(0, std::memory_order_relaxed);
+      complete(slot, now);
+    }
+    ending_.resize(kept);
   }
 
   void complete(uint32_t slot, int64_t now) {
-    if (std::erase(open_, slot) == 0) return;
+    int64_t alone_done_ns = -1;
+    if (std::erase(work_, slot) > 0) {
+      alone_done_ns = book_work(slot, now);
+    } else if (std::erase(told_, slot) == 0) {
+      return;
+    }
+    if (slot < kMostRequests) {
+      book_request(requests_[slot], now, alone_done_ns);
+      free_requests_.push_back(slot);
+    } else {
+      free_steps_.push_back(slot);
+    }
+  }
+
+  // Returns when the work would have been done alone, -1 where that is not known.
+  int64_t book_work(uint32_t slot, int64_t now) {
     const Request& r = requests_[slot];
-    int64_t& last_done_ns = last_done(r.queue);
-    progress_.finish(slot, std::max(r.begin_ns, last_done_ns), now, undisturbed_since());
-    last_done_ns = now;
+    const WorkKind kind = progress_.kind(slot);
+    Queue& queue = queue_of(r.queue);
+    const int64_t start = std::max(r.begin_ns, queue.done_ns);
+    const int64_t service = now - start;
+    const bool solo = undisturbed_since() <= start;
+    progress_.finish(slot, start, now, undisturbed_since());
+    progress_.publish_alone(engine_);
+    const int64_t alone = solo ? service : progress_.median_alone_ns(kind);
+    lost_.add(service, alone);
+    queue.done_ns = last_done_ns_ = now;
+    if (kind == kDecode) last_decode_ns_ = now;
     holders_ -= r.holds;
-    const int64_t latency = now - r.arrival_ns;
-    row_.latency[bucket_of(latency)].fetch_add(1, std::memory_order_relaxed);
     row_.service[bucket_of(now - r.begin_ns)].fetch_add(1, std::memory_order_relaxed);
+    if (solo) {
+      row_.solo_requests.fetch_add(1, std::memory_order_relaxed);
+      row_.solo_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
+    }
+    if (work_.empty()) progress_.publish_none();
+    return queue.alone.finish(r.arrival_ns, alone, now);
+  }
+
+  void book_request(const Request& r, int64_t now, int64_t alone_done_ns) {
+    const Passage passage{r.arrival_ns, r.first_token_ns, now, r.tokens};
+    row_.latency[bucket_of(now - r.arrival_ns)].fetch_add(1, std::memory_order_relaxed);
+    if (r.tells_tokens) row_.tokens.fetch_add(r.tokens, std::memory_order_relaxed);
+    const int64_t tpot = passage.tpot_ns();
+    if (tpot >= 0) row_.tpot[bucket_of(tpot)].fetch_add(1, std::memory_order_relaxed);
     row_.requests_done.fetch_add(1, std::memory_order_relaxed);
-    if (r.slo_ns) (latency <= r.slo_ns ? row_.slo_met : row_.slo_missed).fetch_add(1, std::memory_order_relaxed);
-    row_.open_requests.store(static_cast<uint32_t>(open_.size()), std::memory_order_relaxed);
-    if (open_.empty()) progress_.publish_none();
-    free_.push_back(slot);
+    if (r.slo.any()) {
+      const bool met = passage.meets(r.slo);
+      (met ? row_.slo_met : row_.slo_missed).fetch_add(1, std::memory_order_relaxed);
+      if (!met && misses_alone(r, passage, alone_done_ns)) row_.missed_anyway.fetch_add(1, std::memory_order_relaxed);
+    }
+    count_open_requests();
+  }
+
+  // Whether a request that missed would have missed alone. Of a request that is work itself, by its latency: which part
+  // of it was lost before the first token is not known. Of an engine's, by what its steps lost meanwhile.
+  bool misses_alone(const Request& r, Passage passage, int64_t alone_done_ns) const {
+    if (!engine_) {
+      return alone_done_ns >= 0 && r.slo.latency_ns && alone_done_ns - r.arrival_ns > r.slo.latency_ns;
+    }
+    if (lost_.unknown != r.lost_before.unknown) return false;
+    passage.done_ns -= lost_.ns - r.lost_before.ns;
+    if (r.first_token_ns) passage.first_token_ns -= r.lost_at_token_ns - r.lost_before.ns;
+    return !passage.meets(r.slo);
   }
 
   // Makes the gate what it should be now; returns when that may change without a begin or an end.
   int64_t settle(int64_t now) {
+    busy_.pass(now);
+    busy_.set_busy(!work_.empty());
     int64_t next = kNever;
     bool want = !detached_ && wants_closed(now, &next);
     if (want && !table_.may_close(row_.device, now)) {
@@ -235,24 +414,21 @@ class HighJob {
       next = std::min(next, table_.hold(row_.device).breathe_until_ns.load(std::memory_order_relaxed));
     }
     // Set again even if it is ours already: someone may have taken the bit while this process was stopped.
-    const uint32_t word = table_.gate(row_.device, kClassHeavy).load(std::memory_order_relaxed);
-    if (want && (!closed_ || !(word >> row_.bit & 1))) {
+    const a32& gate = table_.gate(row_.device, kClassHeavy);
+    if (want && (!closed_ || !(gate.load(std::memory_order_relaxed) >> row_.bit & 1))) {
       close_gate(now);
     } else if (!want && closed_) {
       open_gate(now);
     }
+    busy_.set_gate(gate.load(std::memory_order_relaxed) == 0);
     return next;
   }
 
   bool wants_closed(int64_t now, int64_t* next) {
-    const int64_t lead = row_.lead_ns.load(std::memory_order_acquire);
-    const bool by_slack = lead > kLeadNever && lead < kLeadAlways;
     const int64_t max_hold = table_.header().max_hold_ns.load(std::memory_order_relaxed);
     int64_t earliest = kNoDeadline;
     int64_t oldest = kNever;
-    int64_t closes = kNever;
-    bool out_of_slack = false;
-    for (const uint32_t slot : open_) {
+    for (const uint32_t slot : work_) {
       Request& r = requests_[slot];
       if (!r.holds) continue;
       if (now - r.begin_ns > max_hold) {
@@ -261,24 +437,63 @@ class HighJob {
         row_.requests_overdue.fetch_add(1, std::memory_order_relaxed);
         continue;
       }
-      earliest = std::min(earliest, r.deadline_ns());
+      earliest = std::min(earliest, r.due_ns);
       oldest = std::min(oldest, r.begin_ns);
-      if (!by_slack || !r.slo_ns) continue;
-      // For good: what a request gains on its prediction once the gate is closed is no reason to spend it again.
-      const int64_t close_at = r.deadline_ns() - progress_.lead_ns(slot, lead);
-      r.out_of_slack = r.out_of_slack || now >= close_at;
-      out_of_slack = out_of_slack || r.out_of_slack;
-      closes = std::min(closes, close_at);
     }
     row_.oldest_deadline_ns.store(earliest, std::memory_order_relaxed);
     if (holders_ == 0) return false;
     *next = oldest + max_hold + 1;
     const int64_t within = progress_.look_within_ns();
     if (within < kNever) *next = std::min(*next, now + within);
-    if (lead >= kLeadAlways || holders_ > row_.queue_limit.load(std::memory_order_relaxed)) return true;
-    if (!by_slack || out_of_slack) return by_slack;
+    const int64_t slice = row_.slice_ns.load(std::memory_order_relaxed);
+    if (slice > 0) {
+      const Turn turn = Turn::at(now, busy_.since_ns(), slice);
+      *next = std::min(*next, turn.ends_ns);
+      return turn.closed;
+    }
+    const int64_t lead = row_.lead_ns.load(std::memory_order_acquire);
+    const bool by_slack = lead > kLeadNever && lead < kLeadAlways;
+    const int64_t closes = by_slack ? closes_ns(now, lead, next) : kNever;
+    const uint64_t waiting = uint64_t{holders_} + row_.queued.load(std::memory_order_relaxed);
+    const uint32_t limit = row_.queue_limit.load(std::memory_order_relaxed);
+    if (lead >= kLeadAlways || (limit < UINT32_MAX && waiting > limit) || closes <= now) return true;
     *next = std::min(*next, closes);
     return false;
+  }
+
+  // When the first of the open work runs out of slack; now: some has. With a pace, what goes before a request in its
+  // queue, or before it on the device, takes its time first.
+  int64_t closes_ns(int64_t now, int64_t plan_lead_ns, int64_t* next) {
+    const uint32_t inflation = row_.inflation_ppm.load(std::memory_order_relaxed);
+    const OtherServices others(table_, row_);
+    if (inflation && others.present()) *next = std::min(*next, now + kOthersNs);
+    Demand demand(row_.margin_ns.load(std::memory_order_relaxed), inflation);
+    int64_t closes = kNever;
+    bool first = true;
+    for (const uint32_t slot : work_) {
+      Request& r = requests_[slot];
+      if (!r.holds) continue;
+      int64_t lead = plan_lead_ns;
+      if (inflation) {
+        const int64_t known = progress_.remaining_ns(slot);
+        const int64_t remaining = known >= 0 ? known : demand.remaining_of_lead_ns(plan_lead_ns);
+        lead = demand.lead_ns(remaining, others.due_before_ns(r.due_ns));
+        demand.pass(std::max<int64_t>(0, remaining - (first ? ran_alone_ns(slot, now) : 0)));
+        first = false;
+      }
+      if (r.due_ns == kNoDeadline) continue;
+      // For good: what a request gains on its prediction once the gate is closed is no reason to spend it again.
+      r.out_of_slack = r.out_of_slack || now >= r.due_ns - lead;
+      closes = std::min(closes, r.out_of_slack ? now : r.due_ns - lead);
+    }
+    return closes;
+  }
+
+  // How long the first of the queue has been at its work since it was last sighted, with the gate closed: that is off
+  // the wait of those behind it. It itself keeps its lead, and may be longer than predicted.
+  int64_t ran_alone_ns(uint32_t slot, int64_t now) const {
+    if (!closed_) return 0;
+    return std::max<int64_t>(0, now - std::max({closed_since_, progress_.seen_ns(slot), last_done_ns_}));
   }
 
   void close_gate(int64_t now) {
@@ -305,14 +520,21 @@ class HighJob {
 
   Mutex mutex_;
   std::vector<Request> requests_;
-  std::vector<uint32_t> free_;
-  std::vector<uint32_t> open_;    // begun, not complete
+  std::vector<uint32_t> free_requests_;
+  std::vector<uint32_t> free_steps_;
+  std::vector<uint32_t> work_;    // begun, not complete, in the order of begins: requests, or steps of an engine
+  std::vector<uint32_t> told_;    // open requests of an engine
   std::vector<uint32_t> ending_;  // end enqueued, completion word not seen
-  uint32_t holders_ = 0;          // open requests that may hold the gate
+  uint32_t holders_ = 0;          // of the work: may hold the gate
+  bool engine_ = false;
   bool closed_ = false;
   bool detached_ = false;
   Queue queues_[16];
   int64_t closed_since_ = 0;
+  int64_t last_done_ns_ = 0;    // when any work was last done
+  int64_t last_decode_ns_ = 0;  // likewise, a decode step
+  Lost lost_;
+  BusyTime busy_;
   JobProgress progress_;
 };
 
