@@ -1,14 +1,24 @@
 """`herald demo` and `herald experiment ...`: from words to the module that does it, imported only then."""
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herald.durations import parse_duration
 from herald.errors import ConfigError
-from herald.experiments import measurement_cli
-from herald.experiments.options import DEVICES, add_device, add_out, add_rows_of, add_seed, check_mps, logs
+from herald.experiments import measurement_cli, space_time_cli, sweep_cli
+from herald.experiments.options import (
+    DEVICES,
+    add_device,
+    add_out,
+    add_rows_of,
+    add_seed,
+    add_time_limit,
+    check_mps,
+    check_resume,
+    end_s,
+    logs,
+)
 
 if TYPE_CHECKING:
     from herald.experiments.plan import Colocation
@@ -21,7 +31,9 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     kinds = experiment.add_subparsers(metavar="EXPERIMENT", required=True)
     _add_colocation(kinds.add_parser("colocation", help="a service beside a training job, in many settings"))
     _add_report(kinds.add_parser("report", help="tables, criteria and figures from rows"))
+    sweep_cli.add_parsers(kinds)
     measurement_cli.add_parsers(kinds)
+    space_time_cli.add_parsers(kinds)
 
 
 # Parsers --------------------------------------------------------------------------------------------------------------
@@ -49,8 +61,7 @@ def _add_colocation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slo", metavar="DURATION", help="as in 50ms; default: --slo-factor x p99 of the run alone")
     parser.add_argument("--slo-factor", type=float, default=1.5, help="default: %(default)g")
     parser.add_argument("--profiles", type=Path, metavar="DIR", help="trainers attach with DIR/WORKLOAD.profile.json")
-    parser.add_argument("--time-limit", metavar="DURATION", help="as in 9min: start no run that would end later")
-    parser.add_argument("--resume", action="store_true", help="add what is missing in --out to the rows that are there")
+    add_time_limit(parser)
     add_rows_of(parser, _colocation)
 
 
@@ -86,7 +97,7 @@ def _colocation(arguments: argparse.Namespace) -> int:
 
     experiment = _experiment(arguments)
     path = arguments.out / runner.FILE_NAME
-    _check_resume(path, resume=arguments.resume)
+    check_resume(path, resume=arguments.resume)
     with logs() as log_dir:
         num_rows = runner.Runner(
             experiment,
@@ -94,7 +105,7 @@ def _colocation(arguments: argparse.Namespace) -> int:
             start=lambda launch: Worker(launch, log_dir),
             log_dir=log_dir,
             commit=arguments.commit,
-            end_s=_end_s(arguments.time_limit),
+            end_s=end_s(arguments.time_limit),
         ).run()
     print(f"{num_rows} new rows in {path}")
     return 0
@@ -135,11 +146,6 @@ def _experiment(arguments: argparse.Namespace) -> "Colocation":
     )
 
 
-def _check_resume(path: Path, *, resume: bool) -> None:
-    if path.exists() and not resume:
-        raise ConfigError(f"{path} exists: give --resume to add what is missing there, or another --out")
-
-
 def resolved_device(device: str) -> str:
     """The device type to run on; "auto" is the GPU where driver and torch have one."""
     if device != "auto":
@@ -157,13 +163,6 @@ def resolved_device(device: str) -> str:
 
 def _milliseconds(slo: str | None) -> float | None:
     return None if slo is None else parse_duration(slo, setting="--slo") / 1e6
-
-
-def _end_s(time_limit: str | None) -> float:
-    """When to be done, on the monotonic clock."""
-    if time_limit is None:
-        return float("inf")
-    return time.monotonic() + parse_duration(time_limit, setting="--time-limit") / 1e9
 
 
 def _at_least(setting: str, value: float, least: float) -> None:

@@ -1,6 +1,6 @@
 """The worker processes of an experiment: started when first needed, kept alive between runs, ended together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -61,8 +61,13 @@ def launch_for(role: Role, setting: Setting, device: str, mps_pipe: str | None) 
 def load(channels: Sequence[Channel], workload: str, device: str, seed: int) -> list[dict[str, Any]]:
     """Load a workload in every process at the same time, and warm it up; what they say of themselves."""
     for channel in channels:
-        channel.send("load", workload=workload, device=device, seed=seed, warmup=WARMUP_STEPS)
+        send_load(channel, workload, device, seed)
     return [channel.receive(LOAD_TIMEOUT_S) for channel in channels]
+
+
+def send_load(channel: Channel, workload: str, device: str, seed: int) -> None:
+    """Tell a process to load a workload and warm it up; its answer takes up to LOAD_TIMEOUT_S."""
+    channel.send("load", workload=workload, device=device, seed=seed, warmup=WARMUP_STEPS)
 
 
 @dataclass
@@ -89,6 +94,17 @@ class Crew:
     def members(self, setting: Setting) -> dict[Role, Channel]:
         """Every process that ``setting`` needs."""
         return {role: self.member(role, setting) for role in setting.roles}
+
+    def prepare(self, settings: Iterable[Setting]) -> None:
+        """Start what these settings need and is not there, all at the same time. Raises WorkerError."""
+        needed = {launch_for(role, s, self.device, self.mps_pipe): role for s in settings for role in s.roles}
+        missing = {launch: role for launch, role in needed.items() if launch not in self._members}
+        for launch in missing:
+            self._members[launch] = self.start(launch)
+        for launch, role in missing.items():
+            send_load(self._members[launch], self.pair.workload(role), self.device, self.seed)
+        for launch, role in missing.items():
+            self.facts[role] = self._members[launch].receive(LOAD_TIMEOUT_S)
 
     def num_missing(self, setting: Setting) -> int:
         """How many processes a trial of ``setting`` would have to start."""

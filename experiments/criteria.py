@@ -16,6 +16,15 @@ HARM_RANKS = 0.8  # rank correlation of predicted and measured harm, of ops that
 LIGHT_HARM = 2.0  # measured harm of an op called light / the bound
 RECORDER_RATIO = 10.0  # cost of torch.profiler / that of the recorder, from start to results
 RECOVERY_S = 1.0  # after a process was killed
+ATTAINMENT = 0.99  # share of requests that meet the SLO
+STATIC_TOLERANCE = 0.98  # training under Herald / under the best static setting that holds the same SLO
+STATIC_GAIN = 1.1  # geometric mean of that over all points
+MPS_GAIN = 1.5  # likewise, against the settings of plain MPS
+LAUNCH_BOUND_GAIN = 1.5  # training / (1 - load), beside a launch-bound service at SLO 1.5x
+LAUNCH_BOUND_FACTOR = 1.5
+POSTER_STEP_TIME = 1.22  # time per batch / alone
+STEP_MISSES = 0.05  # of the first STEP_REQUESTS requests after a load step
+STEP_REQUESTS = 50
 DEMO_P99_RATIO = 1.3  # the demo's, on a CPU
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from herald import build
 from herald.errors import ConfigError
-from herald.experiments import figures, measures, provenance, settings
+from herald.experiments import demo_picture, figures, measures, provenance, settings
 from herald.experiments.arrivals import Poisson
 from herald.experiments.crew import Crew, Pair
 from herald.experiments.domain import PrivateDomain
@@ -81,11 +81,15 @@ class Tally:
     latency_ms: list[float] = field(default_factory=list)
     steps: int = 0
     training_s: float = 0.0
+    busy_s: float = 0.0  # that the service worked
+    serving_s: float = 0.0  # of arrivals
 
-    def add(self, trial: Trial) -> None:
-        """Take in a trial."""
+    def add(self, trial: Trial, seconds: float) -> None:
+        """Take in a trial of ``seconds`` of arrivals."""
         if answer := trial.answers.get("inference"):
             self.latency_ms += measures.latencies_ms(answer)
+            self.busy_s += measures.inference(answer, None)["busy_s"]
+            self.serving_s += seconds
         if answer := trial.answers.get("training"):
             self.steps += len(answer["done_s"])
             self.training_s += answer["done_s"][-1] if answer["done_s"] else 0.0
@@ -94,6 +98,11 @@ class Tally:
     def steps_per_s(self) -> float:
         """Training throughput over all trials."""
         return self.steps / self.training_s if self.training_s else 0.0
+
+    @property
+    def load(self) -> float:
+        """Share of the time in which the service works."""
+        return self.busy_s / self.serving_s if self.serving_s else 0.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ def measure(options: Options, console: Console) -> Outcome:
                         slo_ms=None if setting.policy is None else slo_ms(options, tallies),
                         domain=domain.name,
                     )
-                    tallies[name].add(run_trial(crew, setting, terms))
+                    tallies[name].add(run_trial(crew, setting, terms), terms.seconds)
         return Outcome(case, slo_ms(options, tallies), tallies, dict(crew.facts))
 
 
@@ -251,11 +260,11 @@ def verdict(outcome: Outcome) -> str:
 
 
 def draw(outcome: Outcome, path: Path) -> Path:
-    """The latency distributions with the SLO."""
-    return figures.latency_distributions(
-        {name: tally.latency_ms for name, tally in outcome.tallies.items()},
-        {name: outcome.relative(name) for name in outcome.tallies},
+    """The latency distributions and the frontier."""
+    return demo_picture.draw(
+        {name: demo_picture.Point(tally.latency_ms, outcome.relative(name)) for name, tally in outcome.tallies.items()},
         path,
         slo_ms=outcome.slo_ms,
+        load=outcome.tallies["alone"].load,
         title=f"{outcome.case.pair.inference} beside {outcome.case.pair.training} training",
     )

@@ -1,6 +1,7 @@
 """A domain and an MPS of an experiment's own; gone when the experiment ends."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,15 +29,16 @@ class PrivateDomain:
     """A domain that nobody else uses. As a context manager it ends its daemon and removes its table."""
 
     def __init__(self, label: str, log_dir: Path) -> None:
-        self.name = f"{label}-{os.getpid()}"
+        self.name = f"{re.sub(r'[^A-Za-z0-9]+', '-', label)}-{os.getpid()}"  # a policy has colons and dots in it
         self._log_path = log_dir / f"daemon-{self.name}.log"
         self._daemon: subprocess.Popen[bytes] | None = None
 
-    def start_daemon(self, policy: str) -> int:
+    def start_daemon(self, policy: str, config: Path | None = None) -> int:
         """Run `herald daemon` in this domain; returns its pid once it owns the domain. Raises DaemonFailed."""
+        command = [sys.executable, "-m", "herald", "daemon", "--domain", self.name, "--policy", policy]
         with self._log_path.open("ab") as log:
             self._daemon = subprocess.Popen(
-                [sys.executable, "-m", "herald", "daemon", "--domain", self.name, "--policy", policy],
+                [*command, *(["--config", str(config)] if config else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

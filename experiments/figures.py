@@ -1,4 +1,4 @@
-"""Figures, from numbers that others computed. The only module that imports matplotlib, and only when it draws."""
+"""Figures, from numbers that others computed. `pyplot` is the only place that imports matplotlib, when it draws."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,20 @@ _COLOURS = {
     "alone": "#000000",
     "shared": "#D55E00",
     "herald": "#0072B2",
+    "train-alone": "#000000",
+    "reserve-16": "#8C564B",
+    "reserve-32": "#C49C94",
+    "tgs": "#9467BD",
+    "orion": "#17BECF",
     "timeslice": "#D55E00",
     "mps": "#E69F00",
     "mps-priority": "#CC79A7",
     "mps-pct-25": "#BBBBBB",
     "mps-pct-50": "#888888",
     "mps-pct-75": "#555555",
-    "herald-strict": "#0072B2",
+    "herald-strict": "#56B4E9",
     "herald-laxity": "#009E73",
-    "herald-free": "#56B4E9",
+    "herald-free": "#999933",
     "herald-all-heavy": "#F0E442",
 }
 _SOURCE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -41,14 +46,14 @@ class FigureError(HeraldError):
 
 def frontier(groups: Sequence[Group], path: Path, *, over: str = "slo") -> Path:
     """Training against tail latency, a panel per group: x = p99 / SLO (or / alone), y = training relative to alone."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(
         1, len(groups), figsize=(5.2 * len(groups), 4.4), squeeze=False, sharey=True, layout="constrained"
     )
     tails = [x for group in groups for result in group.results if (x := _tail(result, over))]
     for ax, group in zip(axes[0], groups, strict=True):
         _draw_frontier(ax, group, over)
-        _scale_x(ax, 0.8 * min(0.8, *tails), 1.2 * max(2.0, *tails))
+        scale_x(ax, 0.8 * min(0.8, *tails), 1.2 * max(2.0, *tails))
     axes[0][0].set_ylabel("training throughput relative to alone")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -68,7 +73,7 @@ def _draw_frontier(ax: "Axes", group: Group, over: str) -> None:
             yerr=[[y.value - y.low], [y.high - y.value]],
             marker="o" if SETTINGS[result.setting].policy else "s",
             markersize=9,
-            color=_COLOURS.get(family, "#333333"),
+            color=colour(family),
             linestyle="none",
             capsize=3,
             label=result.setting,
@@ -95,7 +100,7 @@ def _tail(result: Result, over: str) -> float | None:
 
 def harms(found: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Predicted against measured harm of ops, a colour per model, with the bound of the light ones."""
-    plt = _pyplot()
+    plt = pyplot()
     told = [row for row in found if "predicted" in row]
     figure, ax = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
     sources = sorted({row["op"].partition("/")[0] for row in told})
@@ -139,7 +144,7 @@ def latency_distributions(
     title: str,
 ) -> Path:
     """Left: what share of requests took longer than x, per setting, with the SLO. Right: training relative to alone."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), width_ratios=(3, 1), layout="constrained")
     for setting, values in latency_ms.items():
         _draw_tail(left, setting, values)
@@ -152,7 +157,7 @@ def latency_distributions(
     left.set_yticks(shares, [f"{share * 100:g} %" for share in shares])
     slowest = max(max(values) for values in latency_ms.values())
     fastest = min(min(values) for values in latency_ms.values())
-    _scale_x(left, fastest * 0.9, max(slowest, slo_ms) * 1.15)
+    scale_x(left, fastest * 0.9, max(slowest, slo_ms) * 1.15)
     left.set_xlabel("latency from scheduled arrival, ms")
     left.set_ylabel("share of requests that took longer")
     left.grid(alpha=0.25)
@@ -178,7 +183,7 @@ def _draw_tail(ax: "Axes", setting: str, values: Sequence[float]) -> None:
     )
 
 
-def _scale_x(ax: "Axes", low: float, high: float) -> None:
+def scale_x(ax: "Axes", low: float, high: float) -> None:
     """A logarithmic axis from low to high with plain numbers on it."""
     ax.set_xscale("log")
     ticks = [m * 10**e for e in range(-2, 6) for m in (1, 1.5, 2, 3, 5, 7) if low <= m * 10**e <= high]
@@ -195,7 +200,13 @@ def _draw_bars(ax: "Axes", training: Mapping[str, float]) -> None:
     ax.set_title("training, relative to alone", fontsize=9)
 
 
-def _pyplot() -> Any:
+def colour(family: str) -> str:
+    """Of a way of sharing, the same in all figures."""
+    return _COLOURS.get(family, "#333333")
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot for files. Raises FigureError where it is not installed."""
     try:
         import matplotlib as mpl
     except ImportError as error:

@@ -13,10 +13,12 @@ Instrument = Callable[..., dict[str, object]]
 
 INSTRUMENTS: Mapping[str, str] = {
     "busy-times": "herald.experiments.busy_times",
+    "device-share": "herald.experiments.device_share",
     "gate-closer": "herald.experiments.gate_closer",
     "op-trace": "herald.experiments.op_trace",
     "profile": "herald.experiments.op_profile",
     "record": "herald.experiments.recording",
+    "training-ops": "herald.experiments.training_ops",
 }
 
 

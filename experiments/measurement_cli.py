@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from herald.config import ClassesConfig
 from herald.durations import parse_duration
 from herald.errors import ConfigError
+from herald.experiments import simulation_cli
 from herald.experiments.options import (
     add_commit,
     add_device,
@@ -38,6 +39,7 @@ def add_parsers(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     _add_overhead(kinds.add_parser("overhead", help="what Herald costs a job that is alone"))
     _add_numerics(kinds.add_parser("numerics", help="whether losses under a busy gate are bit-identical"))
     _add_faults(kinds.add_parser("faults", help="how soon the others go on after a kill -9"))
+    simulation_cli.add_parser(kinds)
 
 
 def _add_hook_cost(parser: argparse.ArgumentParser) -> None:

@@ -57,10 +57,11 @@ def measure(session: "Session", *, steps: int) -> dict[str, object]:
         session.train(steps)
         mark(session.device)()
     found = kineto.events(profiler)
-    return told([_event(e) for e in kineto.host_events(found)], [_kernel(e) for e in kineto.device_work(found)])
+    return told([seen_event(e) for e in kineto.host_events(found)], [_kernel(e) for e in kineto.device_work(found)])
 
 
-def _event(found: Any) -> Event:
+def seen_event(found: Any) -> Event:
+    """What kineto says of an event of the host."""
     begin_ns = found.start_ns()
     return Event(
         found.name(),

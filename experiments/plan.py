@@ -8,11 +8,14 @@ same in all settings, so that requests can be compared one by one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from herald.errors import ConfigError
 from herald.experiments.arrivals import Periodic, Poisson
 from herald.experiments.crew import Pair
 from herald.experiments.settings import Setting
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,7 @@ class Colocation:
 
     def profile_of(self, pair: Pair) -> str | None:
         """The file with which the trainer of ``pair`` attaches. Raises ConfigError where it is missing."""
-        if self.profiles is None:
-            return None
-        path = profile_path(self.profiles, pair.training)
-        if not path.exists():
-            raise ConfigError(
-                f"--profiles {self.profiles}: there is no {path.name}; make it with "
-                f"`herald experiment prediction --part iterations --workload {pair.training}`"
-            )
-        return str(path.resolve())
+        return existing_profile(self.profiles, pair.training) if self.profiles else None
 
     def arrivals_of(self, repetition: int) -> Poisson | Periodic:
         """The arrivals of a repetition."""
@@ -78,6 +73,23 @@ def profile_path(folder: Path, workload: str) -> Path:
     return folder / f"{workload}.profile.json"
 
 
+def existing_profile(folder: Path, workload: str) -> str:
+    """The absolute path of a workload's profile. Raises ConfigError where it is missing."""
+    path = profile_path(folder, workload)
+    if not path.exists():
+        raise ConfigError(
+            f"--profiles {folder}: there is no {path.name}; make it with "
+            f"`herald experiment prediction --part iterations --workload {workload}`"
+        )
+    return str(path.resolve())
+
+
+def rotated(items: Sequence[_T], by: int) -> list[_T]:
+    """The same in a circle, beginning ``by`` places later."""
+    start = by % len(items) if items else 0
+    return [*items[start:], *items[:start]]
+
+
 def plan(experiment: Colocation) -> list[PlannedRun]:
     """All runs in the order of the module's docstring."""
     return [
@@ -85,7 +97,7 @@ def plan(experiment: Colocation) -> list[PlannedRun]:
         for mps in (False, True)
         for pair in experiment.pairs
         for repetition in range(experiment.repeats)
-        for setting in _rotated([s for s in experiment.settings if s.mps == mps], repetition)
+        for setting in rotated([s for s in experiment.settings if s.mps == mps], repetition)
     ]
 
 
@@ -100,8 +112,3 @@ def _key(experiment: Colocation, pair: Pair, setting: Setting, repetition: int) 
         arrivals=experiment.arrivals,
         seed=experiment.seed,
     )
-
-
-def _rotated(settings: Sequence[Setting], by: int) -> list[Setting]:
-    start = by % len(settings) if settings else 0
-    return [*settings[start:], *settings[:start]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from herald.experiments import analysis, figures, rows
+from herald.experiments import analysis, crowd_report, figures, report_page, rows, steps_report, sweep_report
 from herald.experiments.analysis import Group, Result
 from herald.experiments.criteria import Criterion
 from herald.experiments.verdicts import READERS
@@ -27,9 +27,20 @@ def write(paths: Sequence[Path], out: Path, *, over: str = "slo", console: Conso
     drawn = draw(groups, out, over=over)
     if told := rows.of_kind(found, "classification"):
         drawn.append(figures.harms(told, out / figures.HARMS))
-    (out / "report.md").write_text(markdown(groups, verdict, drawn), encoding="utf-8")
-    show(groups, verdict, console or Console(width=WIDTH))
-    return verdict
+    sections = [
+        *sweep_report.sections(found, out),
+        *steps_report.sections(found, out),
+        *crowd_report.sections(found),
+    ]
+    page = markdown(groups, verdict, drawn) + "\n".join(
+        line for s in sections for line in ["", *report_page.markdown(s)]
+    )
+    (out / "report.md").write_text(page.rstrip() + "\n", encoding="utf-8")
+    console = console or Console(width=WIDTH)
+    show(groups, verdict, console)
+    for section in sections:
+        report_page.show(section, console)
+    return [*verdict, *(criterion for section in sections for criterion in section.verdict)]
 
 
 def draw(groups: Sequence[Group], out: Path, *, over: str) -> list[Path]:

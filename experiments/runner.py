@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -12,14 +11,12 @@ from rich.console import Console
 from herald.errors import ConfigError, HeraldError
 from herald.experiments import arrivals as arrivals_data
 from herald.experiments import measures, provenance, rows
-from herald.experiments.crew import Crew
-from herald.experiments.domain import PrivateDomain, private_mps
 from herald.experiments.plan import Colocation, PlannedRun, plan
 from herald.experiments.process import Channel, Launch, WorkerError
 from herald.experiments.rows import Row
-from herald.experiments.settings import Setting, alone
-from herald.experiments.trial import Terms, Trial, run_trial
-from herald.scheduler.mps import MpsServer
+from herald.experiments.settings import alone
+from herald.experiments.stage import Stage
+from herald.experiments.trial import Terms, Trial
 
 KIND = "colocation"
 FILE_NAME = "colocation.jsonl"
@@ -79,22 +76,22 @@ class Runner:
 
     def _measure(self, runs: Sequence[PlannedRun], *, mps: bool) -> None:
         """The rows of one pair in one MPS state, its processes kept alive between them."""
-        with ExitStack() as stack:
-            server = stack.enter_context(private_mps("colocation")) if mps else None
-            pipe = str(server.pipe_dir) if server else None
-            crew = Crew(runs[0].pair, self.experiment.device, self.experiment.seed, self._start, pipe)
-            stack.enter_context(crew)
-            domains = _Domains(stack, self._log_dir)
+        stage = Stage(
+            runs[0].pair,
+            device=self.experiment.device,
+            seed=self.experiment.seed,
+            mps=mps,
+            start=self._start,
+            log_dir=self._log_dir,
+        )
+        with stage:
             for run in runs:
-                self._check_time(crew.num_missing(run.setting))
+                self._check_time(stage.crew.num_missing(run.setting))
                 try:
-                    row = self._row(run, crew, domains)
-                    if server:
-                        _check_clients(server, crew)
+                    row = self._row(run, stage)
                 except WorkerError as error:  # the next run starts fresh processes
                     self.failures.append(f"{run.pair} {run.setting.name} #{run.key.repetition}: {error}")
                     self._say(f"failed: {self.failures[-1]}")
-                    crew.close()
                 else:
                     self._keep(row)
 
@@ -103,19 +100,19 @@ class Runner:
         self._rows.append(row)
         self._say(told(row))
 
-    def _row(self, run: PlannedRun, crew: Crew, domains: "_Domains") -> Row:
+    def _row(self, run: PlannedRun, stage: Stage) -> Row:
         slo_ms = self._slo_ms(run)
         terms = Terms(
             arrivals=self.experiment.arrivals_of(run.key.repetition),
             seconds=self.experiment.seconds,
             slo_ms=slo_ms,
-            domain=domains.of(run.setting),
+            domain=stage.domain_of(run.setting),
             profile=self.experiment.profile_of(run.pair) if run.setting.policy else None,
         )
-        trial = run_trial(crew, run.setting, terms)
+        trial = stage.run(run.setting, terms)
         if slo_ms is None and "inference" in trial.answers:
             slo_ms = self._derived_slo_ms(measures.latencies_ms(trial.answers["inference"]))
-        origin = {"date": provenance.now(), **self._provenance, "workers": dict(crew.facts)}
+        origin = {"date": provenance.now(), **self._provenance, "workers": dict(stage.crew.facts)}
         return build_row(run, terms, trial, slo_ms, origin)
 
     def _slo_ms(self, run: PlannedRun) -> float | None:
@@ -156,31 +153,6 @@ class Runner:
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-class _Domains:
-    """One private domain with a daemon per policy, started when first needed."""
-
-    def __init__(self, stack: ExitStack, log_dir: Path) -> None:
-        self._stack = stack
-        self._log_dir = log_dir
-        self._domains: dict[str, PrivateDomain] = {}
-
-    def of(self, setting: Setting) -> str | None:
-        if setting.policy is None:
-            return None
-        if setting.policy not in self._domains:
-            domain = self._stack.enter_context(PrivateDomain(f"exp-{setting.policy}", self._log_dir))
-            domain.start_daemon(setting.policy)
-            self._domains[setting.policy] = domain
-        return self._domains[setting.policy].name
-
-
-def _check_clients(server: MpsServer, crew: Crew) -> None:
-    """A process that is not in MPS takes turns with the others: its rows would be of another setting."""
-    clients = server.clients()
-    if len(clients) < crew.size:
-        raise WorkerError(f"{crew.size} processes were started under MPS, but it has {len(clients)} clients")
 
 
 def build_row(run: PlannedRun, terms: Terms, trial: Trial, slo_ms: float | None, origin: Row) -> Row:

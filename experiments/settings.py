@@ -31,31 +31,50 @@ class Setting:
     mps: bool = False
     roles: tuple[Role, ...] = _BOTH
     trainer_env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    policy: str | None = None  # None: Herald takes no part
+    policy: str | None = None  # with its arguments, as in "reserve:16"; None: Herald takes no part
+    uses_slo: bool = False  # what it does depends on the SLO, and on what was learnt before
 
     @property
     def family(self) -> str:
         """The name without its MPS state: what is compared across states."""
         return self.name.removesuffix("-mps")
 
+    @property
+    def label(self) -> str:
+        """The name in tables, where everything with a policy is Herald's."""
+        return _LABELS.get(self.name) or self.name.removeprefix("herald-")
 
-def _herald(policy: str, *, mps: bool) -> Setting:
+
+_LABELS = MappingProxyType(  # "timeslice" is the driver's; the policy of that name takes turns by its own clock
+    {"herald-mps": "herald-mps", "herald-timeslice": "slices", "herald-timeslice-mps": "slices-mps"}
+)
+_NO_CLASSES = MappingProxyType({"HERALD_CONFIG": str(ALL_HEAVY)})
+ABLATED = ("space", "time", "laxity", "feedback")  # the controller's parts, each of which "herald:no-PART" leaves out
+
+
+def _policy(name: str, policy: str, *, mps: bool, uses_slo: bool = False, note: str = "") -> Setting:
     return Setting(
-        name=f"herald-{policy}-mps" if mps else f"herald-{policy}",
-        summary=f"Herald, policy {policy}",
+        name=f"{name}-mps" if mps else name,
+        summary=f"Herald, policy {policy}{note}",
         mps=mps,
         policy=policy,
+        uses_slo=uses_slo,
     )
 
 
-def _all_heavy() -> Setting:
+def _herald(policy: str, *, mps: bool, uses_slo: bool = False) -> Setting:
+    return _policy(f"herald-{policy}", policy, mps=mps, uses_slo=uses_slo)
+
+
+def _without_classes(name: str, policy: str, *, uses_slo: bool = False) -> Setting:
     """What the classes are compared with. Its trainer is another process: classes belong to a process."""
     return Setting(
-        name="herald-all-heavy-mps",
-        summary="Herald, policy strict, every op of the trainer heavy",
+        name=name,
+        summary=f"Herald, policy {policy}, every op of the trainer heavy",
         mps=True,
-        trainer_env=MappingProxyType({"HERALD_CONFIG": str(ALL_HEAVY)}),
-        policy="strict",
+        trainer_env=_NO_CLASSES,
+        policy=policy,
+        uses_slo=uses_slo,
     )
 
 
@@ -75,8 +94,10 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("train-alone", "training alone", roles=_TRAINING),
         Setting("timeslice", "default time slicing"),
         _herald("strict", mps=False),
-        _herald("laxity", mps=False),
+        _herald("laxity", mps=False, uses_slo=True),
         _herald("free", mps=False),
+        _policy("herald-timeslice", "timeslice:5ms", mps=False),
+        _policy("herald", "herald", mps=False, uses_slo=True),
         Setting("alone-mps", "inference alone, under MPS", mps=True, roles=_INFERENCE),
         Setting("train-alone-mps", "training alone, under MPS", mps=True, roles=_TRAINING),
         Setting("mps", "MPS", mps=True),
@@ -89,10 +110,18 @@ SETTINGS: Mapping[str, Setting] = {
         _percentage(25),
         _percentage(50),
         _percentage(75),
+        _policy("reserve-16", "reserve:16", mps=True),
+        _policy("reserve-32", "reserve:32", mps=True),
         _herald("strict", mps=True),
-        _herald("laxity", mps=True),
+        _herald("laxity", mps=True, uses_slo=True),
         _herald("free", mps=True),
-        _all_heavy(),
+        _policy("herald-timeslice", "timeslice:5ms", mps=True),
+        _without_classes("herald-all-heavy-mps", "strict"),
+        _policy("tgs", "tgs", mps=True, note=", re-implemented from its paper's rules"),
+        _policy("orion", "orion", mps=True, note=", re-implemented from its paper's rules"),
+        _policy("herald", "herald", mps=True, uses_slo=True),
+        *(_policy(f"herald-no-{part}", f"herald:no-{part}", mps=True, uses_slo=True) for part in ABLATED),
+        _without_classes("herald-no-classes-mps", "herald", uses_slo=True),
     )
 }
 

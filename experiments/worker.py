@@ -81,19 +81,29 @@ class Session:
         settle: int,
         profile: str | None = None,
         follow: bool = False,
+        name: str | None = None,
+        config: str | None = None,
     ) -> dict[str, object]:
         """Take part in Herald, then run ``settle`` steps with nobody in the way, so that it knows the ops.
 
         May come before `load`: a program that captures a CUDA graph is to capture it attached. ``profile``: a file of
-        op costs. ``follow``: have Herald follow the progress of every request through the program's model.
+        op costs. ``follow``: have Herald follow the progress of every request through the program's model. ``name``:
+        the job's key in the ``config`` file's [jobs].
         """
         import herald
 
         program: Any = self.program if follow else None
-        model, name = program.model if follow else None, f"{priority}-job"
+        model = program.model if follow else None
         before_s = time.monotonic()
         self.job = herald.attach(
-            model, priority=priority, slo=slo, name=name, domain=domain, device=device, profile=profile
+            model,
+            priority=priority,
+            slo=slo,
+            name=name or f"{priority}-job",
+            domain=domain,
+            device=device,
+            profile=profile,
+            config=config,
         )
         if follow:
             self.job.observe_progress()

@@ -86,6 +86,13 @@ _ALL = (
         recipes.bert(language_models.BERT_BASE, time=128, batch=1),
     ),
     Workload(
+        "resnet50-b4",
+        "inference",
+        CUDA,
+        "ResNet50 forward, 224x224, batch 4",
+        recipes.image_forward(lambda: convnets.resnet(convnets.RESNET50), side=224, batch=4),
+    ),
+    Workload(
         "convnext",
         "inference",
         CUDA,

@@ -24,7 +24,18 @@ from herald.scheduler.learning import Observer
 from herald.scheduler.mps import MpsServer
 from herald.scheduler.policies import Policy
 from herald.scheduler.signals import StopSignals, stop_signals
-from herald.scheduler.snapshot import STRICT_PLAN, Decision, Infeasible, JobKey, Mode, Pace, Plan, TrainerPlan, key_of
+from herald.scheduler.snapshot import (
+    STRICT_PLAN,
+    Decision,
+    Infeasible,
+    JobKey,
+    Memory,
+    Mode,
+    Pace,
+    Plan,
+    TrainerPlan,
+    key_of,
+)
 from herald.table import Table
 
 PERIOD_S = 0.05
@@ -53,9 +64,11 @@ class Daemon:
         self._watch()
         self._log_membership(jobs, freed)
         self._known = jobs
-        decision = self._policy.decide(self._observer.observe(jobs.values(), now_ns), now_ns)
+        snapshot = self._observer.observe(jobs.values(), now_ns)
+        decision = self._policy.decide(snapshot, now_ns)
         self._observer.decided(decision)
         self._apply(decision)
+        self._log_modes(decision, snapshot.memory)
 
     def withdraw(self) -> None:
         """Put every job back on the plan that it has without a daemon: strict, and no limits."""
@@ -76,10 +89,6 @@ class Daemon:
             limits = decision.trainer_plans.get(key, TrainerPlan())
             if job.priority == "low" and limits != TrainerPlan.of(job):
                 self._limit(key, limits)
-        for device, mode in decision.modes.items():
-            if mode != self._modes.get(device):
-                log.info("mode: %s is %s", device, mode)
-        self._modes = dict(decision.modes)
         self._tell_infeasible(decision)
 
     def _tell_infeasible(self, decision: Decision) -> None:
@@ -111,6 +120,15 @@ class Daemon:
         self._table.publish_trainer_plan(
             key.row, key.generation, sm_count=plan.sm_count, rate_ppm=plan.rate_ppm, ahead_ns=plan.ahead_ns
         )
+
+    def _log_modes(self, decision: Decision, memory: Memory) -> None:
+        for device, mode in decision.modes.items():
+            if mode != self._modes.get(device):
+                log.info("mode: %s is %s", device, mode)
+                for (where, known), evidence in sorted(memory.evidence.items()):
+                    if where == device and not known.closed:
+                        log.info("learnt: %s %s: %s", device, known, evidence.in_words())
+        self._modes = dict(decision.modes)
 
     def _log_membership(self, jobs: dict[JobKey, JobView], freed: list[int]) -> None:
         for key, job in self._known.items():

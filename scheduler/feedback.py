@@ -1,7 +1,7 @@
 """The control law that corrects the policy's model by what came of it: pure arithmetic, one number per service.
 
-The *leeway* of a service is added to the number of requests that may be open before the gate closes, as the model
-computes it. It is moved by a weighted up-down staircase (Kaernbach 1991):
+The *leeway* of a service moves the number of requests that may be open before the gate closes, as the model has it, by
+that many rungs of the ladder `queueing.LIMITS`. It is itself moved by a weighted up-down staircase (Kaernbach 1991):
 
     a request that missed its SLO and would have met it alone:   leeway -= DOWN
     a request that met its SLO:                                  leeway += DOWN x b / (1 - b),   b = (1 - target) / 2
@@ -11,9 +11,9 @@ is two hundred times the step up (at a target of 99 %), so there is nothing to o
 of misses reaches the strict plan, and the way back takes hundreds of requests.
 """
 
-DOWN = 0.5  # requests, per miss: two misses in a row take one request off the queue
+DOWN = 0.5  # rungs, per miss: two misses in a row are one rung
 MOST = 1.0  # what success alone may add to the model
-LEAST = -8.0  # no queue that the model allows is longer by much
+LEAST = -8.0  # from any rung to the lowest
 
 
 def step(leeway: float, *, met: int, missed: int, target: float) -> float:

@@ -20,7 +20,8 @@ from herald.scheduler.recent import Windows
 from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory, Mode, Service, Snapshot, Trainer
 
 HALF_LIFE_NS = 60e9
-LOAD_WINDOW_NS = 5e9  # of arrivals
+LOAD_HALF_LIVES_NS = (4e9, 20e9)  # of arrivals
+SURGE = 1.5  # of the quick estimate over the slow one, from which on it is believed
 MOST_INFLATION = 20.0
 LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode in particular
 
@@ -40,6 +41,26 @@ class _TimeAlone:
     @property
     def mean_ns(self) -> float | None:
         return self.total_ns / self.requests if self.requests else None
+
+
+@dataclass
+class _Rate:
+    """Work that comes per time, by exponential windows of two lengths."""
+
+    work: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    time_ns: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def add(self, work: int, elapsed_ns: int) -> None:
+        for i, half_life_ns in enumerate(LOAD_HALF_LIVES_NS):
+            keep = 0.5 ** (elapsed_ns / half_life_ns)
+            self.work[i] = self.work[i] * keep + work
+            self.time_ns[i] = self.time_ns[i] * keep + elapsed_ns
+
+    @property
+    def per_ns(self) -> float:
+        """The slow estimate, unless the quick one says that the load has gone up."""
+        quick, slow = (work / time if time else 0.0 for work, time in zip(self.work, self.time_ns, strict=True))
+        return quick if quick > SURGE * slow else slow
 
 
 @dataclass
@@ -109,7 +130,7 @@ class Observer:
         self._alone: dict[str, _TimeAlone] = {}
         self._windows: dict[tuple[_Group, Mode], _ModeWindow] = {}
         self._leeway: dict[str, float] = {}
-        self._rate_hz: dict[JobKey, float] = {}
+        self._rates: dict[str, _Rate] = {}
         self._modes: dict[str, Mode] = {}  # by device
         self._last: Snapshot | None = None
         self._last_ns = 0
@@ -152,9 +173,7 @@ class Observer:
             missed=max(0, (now.missed - now.missed_anyway) - (was.missed - was.missed_anyway)),
             target=now.target,
         )
-        keep = 0.5 ** (elapsed_ns / LOAD_WINDOW_NS)
-        rate_hz = (now.work_done - was.work_done) / (elapsed_ns / 1e9)
-        self._rate_hz[now.key] = self._rate_hz.get(now.key, rate_hz) * keep + rate_hz * (1 - keep)
+        self._rates.setdefault(now.name, _Rate()).add(now.work_done - was.work_done, elapsed_ns)
 
     def _learn_mode(
         self,
@@ -193,7 +212,11 @@ class Observer:
             evidence=self._evidence(snapshot, mean_ns),
             mode=dict(self._modes),
             leeway={s.key: self._leeway.get(s.name, 0.0) for s in snapshot.services},
-            load={key: self._rate_hz.get(key, 0.0) * mean / 1e9 for key, mean in mean_ns.items()},
+            load={
+                s.key: self._rates[s.name].per_ns * mean_ns[s.key]
+                for s in snapshot.services
+                if s.name in self._rates and s.key in mean_ns
+            },
             alone_mean_ns=mean_ns,
             alone_high_ns={key: known.high_ns for key, known in alone.items() if known.high_ns is not None},
             alone_requests={key: known.requests for key, known in alone.items()},

@@ -1,40 +1,124 @@
-"""What a mode is worth, by a textbook queue: pure functions of rates, shared by the controller and its tests.
+"""What a mode comes to, by a queue played through: pure functions of rates, for the controller and its tests.
 
-A service is an M/M/1 queue whose speed depends on its length n: with up to ``limit`` requests open, the gate is open
-and the service runs 1 / inflation as fast; with more it is closed and the service runs as if alone. Training runs at
-one rate while the queue is empty, at another beside open requests, not at all behind the gate. Requests that run out of
-slack close the gate, too; that is left out (it changes the rank of modes little, see tests/test_queueing.py).
+One service with Poisson arrivals, served one after the other, under the two rules by which the controller closes a gate
+(`policies.herald`): more than `limit` requests open, or slack used up. Beside open requests training slows the service
+by `inflation`; behind a closed gate it is as fast as alone. There is no formula for the late requests of such a queue,
+so it is played through with fixed random numbers, once for every point of a grid that is finer than what is known of
+its parameters. Times are in units of the mean service time alone.
 """
 
+import math
+import random
+from functools import cache
 from typing import NamedTuple
 
-
-class Shares(NamedTuple):
-    """Shares of time; together 1."""
-
-    idle: float  # no request open
-    beside: float  # requests open, gate open
-    closed: float
-
-
-def shares(load: float, inflation: float, limit: int) -> Shares:
-    """Of a service with ``load`` (arrival rate x mean service time alone). At a load of 1 or more: closed for good."""
-    if load >= 1:
-        return Shares(0.0, 0.0, 1.0)
-    beside_load = load * inflation
-    weight = 1.0  # of the states with n requests, relative to the empty one
-    beside = 0.0
-    for _ in range(limit):
-        weight *= beside_load
-        beside += weight
-    closed = weight * load / (1 - load)
-    total = 1 + beside + closed
-    return Shares(1 / total, beside / total, closed / total)
+NUM_REQUESTS = 2_500
+NO_LIMIT = 50  # open requests: more is no queue that an SLO allows
+LIMITS = (0, 1, 2, 3, 4, 6, 9, NO_LIMIT)
+SAFETY = 0.7  # of what the target allows to be late: the model is a model
+UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
+LONG_SHARE = 0.1  # of requests are long ones, where service times vary
+MOST_LOAD = 0.95
 
 
-def most_open(slo_ns: float, margin_ns: float, inflation: float, mean_ns: float) -> float:
-    """How many requests the service can have open without closing the gate, and still meet its SLO.
+class Play(NamedTuple):
+    """Shares: of requests that were late; of time with no request open; of time with requests and an open gate."""
 
-    That many, less one, can be ahead of a new one: beside training they take ``inflation`` x ``mean_ns`` each.
+    late: float
+    idle: float
+    beside: float
+
+
+def best_rung(load: float, inflation: float, slo: float, spread: float, target: float) -> int:
+    """How many requests may be open before the gate closes: the index in LIMITS of the most that is good enough.
+
+    ``slo``: less what still runs once the gate closes. ``spread``: a long service time, in means. Good enough:
+    a share ``target`` of requests is in time, or what is with a gate that closes at once.
     """
-    return (slo_ns - margin_ns) / (inflation * mean_ns) - 1
+    point = _on_grid(load, inflation, slo, spread)
+    allowed = max(SAFETY * (1 - target), _play(*point, 0).late + UNAVOIDED)
+    best = 0
+    for rung, limit in enumerate(LIMITS):
+        if _play(*point, limit).late > allowed:
+            break
+        best = rung
+    return best
+
+
+def play(load: float, inflation: float, slo: float, spread: float, limit: int) -> Play:
+    """What comes of a limit."""
+    return _play(*_on_grid(load, inflation, slo, spread), limit)
+
+
+def _on_grid(load: float, inflation: float, slo: float, spread: float) -> tuple[float, float, float, float]:
+    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, spread to 0.5."""
+    return (
+        min(MOST_LOAD, round(load * 20) / 20),
+        1.06 ** round(math.log(max(1.0, inflation), 1.06)),
+        1.03 ** round(math.log(max(0.1, slo), 1.03)),
+        max(1.0, round(spread * 2) / 2),
+    )
+
+
+@cache
+def _play(load: float, inflation: float, slo: float, spread: float, limit: int) -> Play:
+    works = _works(spread)
+    arrivals = _arrivals(load)
+    deadlines: list[float] = []  # of open requests, in order
+    left: list[float] = []  # work of each, alone
+    now = idle = beside = 0.0
+    late = taken = 0
+    count = len(works)
+    spent = False  # some open request has run out of slack: the gate stays closed until it is done
+    while taken < count or left:
+        coming = arrivals[taken] if taken < count else math.inf
+        if not left:
+            idle += coming - now
+            now, spent = coming, False
+            deadlines.append(now + slo)
+            left.append(works[taken])
+            taken += 1
+            continue
+        closed = spent or len(left) > limit
+        slack = math.inf
+        if not closed:
+            ahead = 0.0
+            for deadline, work in zip(deadlines, left, strict=True):
+                ahead += work
+                slack = min(slack, deadline - ahead - now)
+            closed = spent = slack <= 1e-9
+        speed = 1.0 if closed else 1 / inflation
+        done = now + left[0] / speed
+        until = min(coming, done)
+        if not closed and speed < 1:
+            until = min(until, now + slack / (1 - speed))
+        left[0] -= (until - now) * speed
+        beside += 0.0 if closed else until - now
+        now = until
+        if until == done:
+            late += now > deadlines[0] + 1e-6
+            del deadlines[0], left[0]
+            spent = False
+        elif until == coming:
+            deadlines.append(now + slo)
+            left.append(works[taken])
+            taken += 1
+    return Play(late / count, idle / now, beside / now)
+
+
+@cache
+def _works(spread: float) -> tuple[float, ...]:
+    """Service times of mean 1, a tenth of them ``spread`` long."""
+    numbers = random.Random("service times")
+    short = max(0.05, (1 - LONG_SHARE * spread) / (1 - LONG_SHARE))
+    return tuple(spread if numbers.random() < LONG_SHARE else short for _ in range(NUM_REQUESTS))
+
+
+@cache
+def _arrivals(load: float) -> tuple[float, ...]:
+    numbers = random.Random("arrivals")
+    times, now = [], 0.0
+    for _ in range(NUM_REQUESTS):
+        now += numbers.expovariate(max(load, 0.01))
+        times.append(now)
+    return tuple(times)

@@ -108,6 +108,16 @@ class Evidence:
     idle_ns: int = 0  # time with no request open
     rate_idle: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each trainer then
 
+    def in_words(self) -> str:
+        """For a log."""
+        inflation = ", ".join(f"{value:.2f}" for value in self.inflation.values()) or "?"
+        beside = ", ".join(f"{value:.2f}" for value in self.rate_beside.values()) or "?"
+        idle = ", ".join(f"{value:.2f}" for value in self.rate_idle.values()) or "?"
+        return (
+            f"requests take {inflation} x, training has {beside} of the device beside them and {idle} between them "
+            f"({self.beside_ns / 1e9:.1f} s beside, {self.idle_ns / 1e9:.1f} s between)"
+        )
+
 
 @dataclass(frozen=True)
 class Recent:
@@ -125,7 +135,7 @@ class Memory:
 
     evidence: Mapping[tuple[str, Mode], Evidence] = field(default_factory=lambda: MappingProxyType({}))  # by device
     mode: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # of each device now
-    leeway: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # in requests, see `feedback`
+    leeway: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # in rungs, see `feedback`
     load: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # arrivals x mean time alone
     alone_mean_ns: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of a request
     alone_high_ns: Mapping[JobKey, int] = field(default_factory=lambda: MappingProxyType({}))  # the same, high quantile

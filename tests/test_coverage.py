@@ -100,7 +100,7 @@ def test_the_profiler_of_this_torch_has_what_is_read() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         torch.ones(4).add(1)
     found = kineto.host_events(kineto.events(profiler))
-    added = next(e for e in map(op_trace._event, found) if e.name == "aten::add")
+    added = next(e for e in map(op_trace.seen_event, found) if e.name == "aten::add")
     assert added.is_seen
     assert added.begin_ns < added.end_ns
     assert kineto.device_work(kineto.events(profiler)) == []

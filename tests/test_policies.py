@@ -72,12 +72,18 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(tuple(high), tuple(draw(st.lists(trainers, max_size=3))))
 
 
-@pytest.mark.parametrize("name", policies.names())
+def texts() -> list[str]:
+    """Every policy, with an argument where it needs one."""
+    return ["reserve:32" if name == "reserve" else name for name in policies.names()]
+
+
+@pytest.mark.parametrize("text", texts())
 @given(snapshot=snapshots(), now_ns=st.integers(0, 2**62))
-def test_every_policy_is_pure_and_plans_for_exactly_the_services(name: str, snapshot: Snapshot, now_ns: int) -> None:
-    policy = policies.load(name)
+def test_every_policy_is_pure_and_plans_for_exactly_the_services(text: str, snapshot: Snapshot, now_ns: int) -> None:
+    policy = policies.load(text)
     decision = policy.decide(snapshot, now_ns)
     assert decision.plans.keys() == {s.key for s in snapshot.services}
+    assert decision.trainer_plans.keys() <= {t.key for t in snapshot.trainers}
     assert decision == policy.decide(snapshot, now_ns)
 
 
@@ -167,12 +173,28 @@ def test_free_never_closes_and_reports_nothing() -> None:
 
 
 def test_a_policy_is_found_by_the_name_of_its_file() -> None:
-    assert policies.names() == ("free", "laxity", "strict")
+    assert {"free", "laxity", "orion", "reserve", "strict", "tgs", "timeslice"} <= set(policies.names())
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_a_policy_says_in_a_line_what_it_does(name: str) -> None:
+    assert policies.summary(name).startswith(f"{name}: ")
 
 
 def test_an_unknown_policy_is_told_which_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"policy = 'laxty': allowed are free, laxity, strict .*'laxity'"):
+    with pytest.raises(ConfigError, match=r"policy = 'laxty': allowed are free, .*laxity, .*strict.*'laxity'"):
         policies.load("laxty")
+
+
+def test_an_unknown_policy_with_an_argument_is_told_likewise() -> None:
+    with pytest.raises(ConfigError, match=r"policy = 'reserv:32': allowed are .*'reserve'"):
+        policies.load("reserv:32")
+
+
+@pytest.mark.parametrize("text", ["strict:3", "strict:"])
+def test_an_argument_to_a_policy_that_takes_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--policy = '{text}': strict takes no argument"):
+        policies.load(text, setting="--policy")
 
 
 def test_a_snapshot_says_what_the_table_says() -> None:

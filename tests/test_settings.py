@@ -8,6 +8,7 @@ from herald.experiments import settings
 from herald.experiments.crew import Pair, launch_for
 from herald.experiments.roles import ROLES
 from herald.experiments.settings import SETTINGS, Setting
+from herald.scheduler import policies
 
 
 def test_names_are_the_keys() -> None:
@@ -70,6 +71,25 @@ def test_a_trainer_whose_ops_are_all_heavy_is_a_process_with_such_a_config() -> 
     assert config.load(env["HERALD_CONFIG"]).classes.light_percent == 0
     env.pop("HERALD_CONFIG")
     assert env == dict(launch_for("training", settings.get("herald-strict-mps"), "cuda", "/pipe").env)
+
+
+def test_under_mps_every_trainer_of_herald_but_those_without_classes_is_one_process() -> None:
+    launches = {launch_for("training", s, "cuda", "/pipe") for s in SETTINGS.values() if s.mps and s.policy}
+    assert len(launches) == 2
+    assert all(dict(launch.env)["CUDA_MPS_CLIENT_PRIORITY"] == "1" for launch in launches)
+
+
+def test_labels_are_short_and_tell_settings_apart() -> None:
+    labels = [setting.label for setting in SETTINGS.values()]
+    assert len(set(labels)) == len(labels)
+    assert max(map(len, labels)) <= 15
+    assert {"strict", "strict-mps", "herald", "herald-mps", "no-space-mps"} <= set(labels)
+
+
+def test_every_policy_of_a_setting_exists() -> None:
+    for setting in SETTINGS.values():
+        if setting.policy is not None:
+            policies.load(setting.policy)
 
 
 @pytest.mark.parametrize(("device", "pipe"), [("cpu", None), ("cuda", None), ("cuda", "/pipe")])

@@ -3,25 +3,27 @@
 Of every device it chooses a mode: closed (as `strict`), open, or open with the trainers kept to a share of the SMs.
 In an open mode a service closes its gate when
 
-    more than `limit` requests are open    limit = (SLO - margin) / (inflation x mean time alone) - 1 + leeway
-    or some request's slack is used up     slack = deadline - margin - remaining work ahead of it and its own, alone
+    some request's slack is used up         slack = deadline - margin - remaining work ahead of it and its own, alone
+    or more than `limit` requests are open
 
-so the first rule spends slack only where the queue could be served beside training, the second is the guarantee of
-each request: what is open is served alone from then on and is in time. Inflation and training's rates are learnt in
-each mode, of each pair of jobs (`learning`); the leeway corrects the model by what came of it (`feedback`). A mode that
-was not tried is tried for a few requests, under the same two rules. Then the mode with the most training is chosen
-(`queueing`), and kept unless another is better by HYSTERESIS.
+The first rule is the guarantee of each request: what is open is served alone from then on and is in time. But slack
+that one request spends is slack that those behind it lack, so the second keeps some for them: `limit` is the most with
+which a queue of such requests, played through at the present load and inflation, is in time often enough (`queueing`),
+moved by the leeway, which corrects that model by what came of it (`feedback`). Inflation and training's rates are
+learnt in each mode, of each pair of jobs (`learning`). A mode that was not tried is tried for a few requests, under the
+same two rules. Then the mode with the most training is chosen, by the same model, and kept unless another is better by
+HYSTERESIS.
 
 Arguments leave parts out, for ablations: no-space (no SM shares), no-time (the gate never closes), no-laxity (it always
 closes when a request begins), no-feedback (no leeway).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from herald.config import did_you_mean
 from herald.errors import ConfigError
+from herald.layout import NO_QUEUE_LIMIT
 from herald.scheduler import queueing
 from herald.scheduler.prediction import RELEASE_NS, infeasible, residual_ns
 from herald.scheduler.snapshot import (
@@ -47,11 +49,12 @@ ALONE_REQUESTS = 20
 TRIED_REQUESTS = 15
 GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
-HYSTERESIS = 1.03
+STILL_TRYING = 1.3  # a mode in use is tried for longer than what is asked of one that is not
+HYSTERESIS = 1.05
 UNLUCKY = -1.5  # with less leeway, nothing new is tried
 SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
 SM_GROUP = 8
-MOST_OPEN = 50  # requests: more in a queue is no queue that an SLO allows
+NO_LIMIT = queueing.NO_LIMIT
 _GRAIN_NS = 100_000  # leads are rounded up, so that a jittering prediction is not a new plan every tick
 
 
@@ -106,11 +109,12 @@ class Herald:
         idle = open_ = 1.0
         for service in view.services:
             limit = self._limit(view, service, mode)
-            load = view.memory.load.get(service.key, 0.0)
-            most = MOST_OPEN if limit is None else limit
-            shares = queueing.shares(load, view.inflation(service, mode), most)
-            idle *= shares.idle
-            open_ *= shares.idle + shares.beside
+            slo, spread = view.in_means(service)
+            comes = queueing.play(
+                view.load(service), view.inflation(service, mode), slo, spread, NO_LIMIT if limit is None else limit
+            )
+            idle *= comes.idle
+            open_ *= comes.idle + comes.beside
         worth = weights = 0.0
         for trainer in view.trainers:
             rate_idle, rate_beside = view.rates(trainer, mode)
@@ -126,12 +130,13 @@ class Herald:
             return None
         if service.slo_ns is None:
             return 0
-        inflation, mean_ns = view.inflation(service, mode), view.memory.alone_mean_ns[service.key]
-        leeway = view.memory.leeway.get(service.key, 0.0) if self.feedback else 0.0
-        limit = math.floor(queueing.most_open(service.slo_ns, view.margin_ns, inflation, mean_ns) + leeway)
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
-        trial = mode not in view.tried and service.slo_ns > view.margin_ns + self._alone_ns(view, service)
-        return min(MOST_OPEN, max(int(trial), limit, 0))
+        if mode not in view.tried:
+            return int(service.slo_ns > view.margin_ns + view.alone_ns(service))
+        slo, spread = view.in_means(service)
+        rung = queueing.best_rung(view.load(service), view.inflation(service, mode), slo, spread, service.target)
+        leeway = view.memory.leeway.get(service.key, 0.0) if self.feedback else 0.0
+        return queueing.LIMITS[min(max(0, rung + int(leeway)), len(queueing.LIMITS) - 1)]
 
     def _plan(self, view: "_View", service: Service, mode: Mode) -> Plan:
         limit = self._limit(view, service, mode) if view.knows_services or not self.time else 0
@@ -141,11 +146,8 @@ class Herald:
             return STRICT_PLAN
         margin_ns = _round_up(view.margin_ns)
         pace = Pace(margin_ns, round(self.inflation * 1e6), round(self.quantile * 1e6))
-        return Plan(_round_up(margin_ns + round(self._alone_ns(view, service) * self.inflation)), limit, pace)
-
-    def _alone_ns(self, view: "_View", service: Service) -> float:
-        memory = view.memory
-        return memory.alone_high_ns.get(service.key, 2 * memory.alone_mean_ns[service.key])
+        limit = limit if limit < NO_LIMIT else NO_QUEUE_LIMIT
+        return Plan(_round_up(margin_ns + round(view.alone_ns(service) * self.inflation)), limit, pace)
 
 
 @dataclass(frozen=True)
@@ -168,16 +170,18 @@ class _View:
         services = tuple(s for s in snapshot.services if s.device == device)
         trainers = tuple(t for t in snapshot.trainers if t.device == device)
         seen = {mode: evidence for (where, mode), evidence in memory.evidence.items() if where == device}
+        present = memory.mode.get(device, CLOSED)
         enough_ns = TRIED_REQUESTS * max(memory.alone_mean_ns.get(s.key, 0.0) for s in services)
+        needed_ns = {mode: enough_ns * (STILL_TRYING if mode == present else 1) for mode in seen}
         return cls(
             device=device,
             services=services,
             trainers=trainers,
             memory=memory,
-            mode=memory.mode.get(device, CLOSED),
+            mode=present,
             margin_ns=residual_ns(snapshot, device) + RELEASE_NS,
             knows_services=all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services),
-            tried={mode: evidence for mode, evidence in seen.items() if mode.closed or evidence.beside_ns >= enough_ns},
+            tried={mode: found for mode, found in seen.items() if mode.closed or found.beside_ns >= needed_ns[mode]},
             best_idle={t.key: max((e.rate_idle.get(t.key, 0.0) for e in seen.values()), default=0.0) for t in trainers},
         )
 
@@ -187,6 +191,19 @@ class _View:
             return 1.0
         tried = self.tried.get(mode)
         return guess if tried is None else tried.inflation.get(service.key, guess)
+
+    def load(self, service: Service) -> float:
+        """Arrival rate x mean time alone."""
+        return self.memory.load.get(service.key, 0.0)
+
+    def alone_ns(self, service: Service) -> float:
+        """A long service time alone; before that is known, twice the mean."""
+        return self.memory.alone_high_ns.get(service.key, 2 * self.memory.alone_mean_ns[service.key])
+
+    def in_means(self, service: Service) -> tuple[float, float]:
+        """(SLO less margin, long service time), in mean service times alone."""
+        mean_ns = self.memory.alone_mean_ns[service.key]
+        return ((service.slo_ns or 0) - self.margin_ns) / mean_ns, self.alone_ns(service) / mean_ns
 
     def rates(self, trainer: Trainer, mode: Mode) -> tuple[float, float]:
         """(idle, beside requests): of the trainer in that mode; 1 is its best rate while no request was open."""

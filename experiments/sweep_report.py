@@ -1,0 +1,235 @@
+"""What the report says of a sweep: tables at 80 columns, criteria, figures. All from rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from herald.experiments import criteria, sweep_figures, sweeps
+from herald.experiments.criteria import Criterion
+from herald.experiments.report_page import Grid, Section
+from herald.experiments.rows import Row
+from herald.experiments.shares import percent
+from herald.experiments.sweep_analysis import Comparison, Outcome, Standing, closest, compare, geometric_mean, standings
+
+GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
+POINT_HEADINGS = ("pair", "SLO", "met %", "train", "best static", "ratio", "best MPS", "ratio")
+POSTER_MPS_STEP_TIME = 2.5  # the poster's, on a V100 under TensorFlow: time per batch / alone, with MPS tuned
+POSTER_HERALD_STEP_TIME = 1.22  # with Herald
+
+
+def sections(found: Sequence[Row], out: Path) -> list[Section]:
+    """Of every kind of sweep that has rows; figures are drawn into ``out``."""
+    told = [(kind, standings(found, kind)) for kind in READERS]
+    return [READERS[kind](mine, found, out) for kind, mine in told if mine]
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def grid(standing: Standing) -> Grid:
+    """Every setting of a pair: tail, attainment at each SLO with its 95 % interval, training relative to alone."""
+    without = f"; 1 - load {1 - standing.load:.2f}" if standing.load is not None else ""
+    return Grid(
+        title=standing.title + without,
+        headings=("setting", "p99", *(f"met {factor:g}x, %" for factor in standing.factors), "train"),
+        lines=tuple(_line(standing, outcome) for outcome in standing.outcomes),
+        notes=("p99 and train relative to alone without MPS; requests in time with 95 % interval",),
+    )
+
+
+def _line(standing: Standing, outcome: Outcome) -> tuple[str, ...]:
+    attained = outcome.attained or {}
+    return (
+        outcome.label,
+        f"{outcome.p99_ratio:.2f}" if outcome.p99_ratio is not None else "",
+        *(str(attained[factor]) if factor in attained else "" for factor in standing.factors),
+        f"{outcome.relative.value:.3f}" if outcome.relative else "",
+    )
+
+
+def points(comparisons: Sequence[Comparison]) -> Grid:
+    """Herald against the best static settings, a line per pair and SLO."""
+    return Grid(
+        title="Herald against the best setting that holds the same SLO",
+        headings=POINT_HEADINGS,
+        lines=tuple(_point(comparison) for comparison in comparisons),
+        notes=(
+            "ratio: training under Herald / under that setting",
+            "(strict): no setting of the class holds the SLO; the ratio is to strict",
+            "!: Herald does not hold the SLO",
+        ),
+    )
+
+
+def _point(c: Comparison) -> tuple[str, ...]:
+    relative = f"{c.herald.relative.value:.3f}" if c.herald.relative else ""
+    return (
+        c.standing.pair,
+        f"{c.factor:g}",
+        f"{percent(c.attained.value)}{'' if c.holds else '!'}",
+        relative,
+        *(text for rival in (c.static, c.mps) for text in (_name(rival), _ratio(c.ratio(rival)))),
+    )
+
+
+def _name(rival: object) -> str:
+    return "" if rival is None else str(rival)
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+# Criteria -------------------------------------------------------------------------------------------------------------
+
+
+def verdict(comparisons: Sequence[Comparison]) -> list[Criterion]:
+    """The criteria of the frontier."""
+    lines = [criterion for c in comparisons for criterion in _of_point(c)]
+    held = [c for c in comparisons if c.holds]
+    lines += _gains("a static setting, strict among them", [c.ratio(c.static) for c in held], criteria.STATIC_GAIN)
+    lines += _gains("plain MPS", [c.ratio(c.mps) for c in held], criteria.MPS_GAIN)
+    return lines
+
+
+def _of_point(c: Comparison) -> list[Criterion]:
+    lines = []
+    if c.is_feasible:
+        low, high = c.attained.interval
+        lines.append(
+            Criterion(
+                what=f"{c.title}: attainment >= {criteria.ATTAINMENT:.0%}, or not surely below as alone is not",
+                measured=f"{c.attained.value:.2%} ({low:.2%} to {high:.2%}, {c.attained.total} requests)",
+                passed=c.holds,
+            )
+        )
+    ratio = c.ratio(c.static)
+    if ratio is not None:
+        lines.append(
+            criteria.at_least(f"{c.title}: training / best static, {c.static}", ratio, criteria.STATIC_TOLERANCE)
+        )
+    return lines + _of_kind(c)
+
+
+def _of_kind(c: Comparison) -> list[Criterion]:
+    """What a service asks for that is bound by the device, or by its launches."""
+    standing, relative = c.standing, c.herald.relative
+    if standing.load is None or standing.busy_share is None or relative is None or c.herald.p99_ratio is None:
+        return []
+    room = 1 - standing.load
+    if standing.busy_share >= GPU_BOUND_SHARE and c.factor == min(standing.factors):
+        share = criteria.TRAINING_SHARE * room
+        return [
+            criteria.at_most(f"{c.title}, GPU-bound: p99 / alone", c.herald.p99_ratio, criteria.P99_RATIO),
+            criteria.at_least(f"{c.title}, GPU-bound: training / alone", relative.value, share, detail=_room(room)),
+        ]
+    if standing.busy_share < GPU_BOUND_SHARE and c.factor == criteria.LAUNCH_BOUND_FACTOR:
+        gain = relative.value / room
+        what = f"{c.title}, launch-bound: training / (1 - load)"
+        return [criteria.at_least(what, gain, criteria.LAUNCH_BOUND_GAIN, detail=_room(room))]
+    return []
+
+
+def _room(room: float) -> str:
+    return f"1 - load = {room:.3f}"
+
+
+def _gains(against: str, ratios: Sequence[float | None], least: float) -> list[Criterion]:
+    known = [ratio for ratio in ratios if ratio is not None]
+    mean = geometric_mean(known)
+    if mean is None:
+        return []
+    what = f"geometric mean of training over the best of {against}"
+    return [criteria.at_least(what, mean, least, detail=f"{len(known)} points at which Herald holds the SLO")]
+
+
+# Kinds ----------------------------------------------------------------------------------------------------------------
+
+
+def frontier(mine: Sequence[Standing], _found: Sequence[Row], out: Path) -> Section:
+    """Pairs x SLOs against every static setting."""
+    comparisons = [comparison for standing in mine for comparison in compare(standing)]
+    grids = [grid(standing) for standing in mine] + ([points(comparisons)] if comparisons else [])
+    drawn = [sweep_figures.frontier(s, out / f"frontier-{_slug(s)}.png") for s in mine if _drawable(s)]
+    if overview := [s for s in mine if _drawable(s)]:
+        drawn.append(sweep_figures.overview(overview, out / "frontier.png"))
+    return Section("Frontier", tuple(grids), tuple(verdict(comparisons)), tuple(drawn))
+
+
+def ablation(mine: Sequence[Standing], _found: Sequence[Row], _out: Path) -> Section:
+    """The controller against itself without a part."""
+    return Section("Ablation", tuple(_ablation_grid(standing) for standing in mine), (), ())
+
+
+def _ablation_grid(standing: Standing) -> Grid:
+    base = grid(standing)
+    whole = {factor: standing.outcome("herald-mps", factor) for factor in standing.factors}
+    ratios = [_against(o, whole.get(o.slo_factor or standing.factors[0])) for o in standing.outcomes]
+    lines = tuple((*line, ratio) for line, ratio in zip(base.lines, ratios, strict=True))
+    return Grid(base.title, (*base.headings, "/ whole"), lines, base.notes)
+
+
+def _against(outcome: Outcome, whole: Outcome | None) -> str:
+    if outcome.steps_per_s is None or whole is None or not whole.steps_per_s or outcome.attained is None:
+        return ""
+    return f"{outcome.steps_per_s / whole.steps_per_s:.3f}"
+
+
+def poster(mine: Sequence[Standing], found: Sequence[Row], out: Path) -> Section:
+    """The poster's figures: alone, tuned MPS, Herald."""
+    grids, lines, drawn = [], [], []
+    for standing in mine:
+        grids.append(grid(standing))
+        for factor in standing.factors:
+            tuned, herald = closest(standing, sweeps.MPS_SWEEP, factor), standing.controller(factor)
+            if tuned is None or herald is None or not (tuned.relative and herald.relative):
+                continue
+            grids.append(_poster_grid(standing, factor, tuned, herald))
+            lines += _poster_verdict(standing, factor, herald)
+            path = out / f"poster-{_slug(standing)}-slo{factor:g}.png"
+            drawn.append(sweep_figures.poster(standing, factor, found, path, tuned=tuned, herald=herald))
+    return Section("Poster", tuple(grids), tuple(lines), tuple(drawn))
+
+
+def _poster_grid(standing: Standing, factor: float, tuned: Outcome, herald: Outcome) -> Grid:
+    held = "holds the SLO" if standing.holds(tuned, factor) else "none of the sweep holds the SLO; it comes closest"
+    return Grid(
+        title=f"{standing.pair} at SLO {factor:g}x, beside the poster (V100, TensorFlow)",
+        headings=("", "% met", "time per batch / alone", "the poster's"),
+        lines=(
+            (f"tuned MPS: {tuned.label}", *_poster_cells(tuned, factor), f"{POSTER_MPS_STEP_TIME:g}"),
+            (f"Herald: {herald.label}", *_poster_cells(herald, factor), f"{POSTER_HERALD_STEP_TIME:g}"),
+        ),
+        notes=(f"tuned MPS is {tuned.label}: {held}; the poster names no load",),
+    )
+
+
+def _poster_cells(outcome: Outcome, factor: float) -> tuple[str, str]:
+    assert outcome.attained is not None and outcome.relative is not None
+    return str(outcome.attained[factor]), f"{1 / outcome.relative.value:.2f}"
+
+
+def _poster_verdict(standing: Standing, factor: float, herald: Outcome) -> list[Criterion]:
+    assert herald.attained is not None and herald.relative is not None
+    share, slowdown = herald.attained[factor], 1 / herald.relative.value
+    bound = f"time slicing gives {1 / (1 - standing.load):.2f}" if standing.load is not None else ""
+    return [
+        Criterion(
+            f"{standing.pair}: every request meets its SLO of {factor:g}x",
+            f"{share.met} of {share.total}",
+            share.met == share.total,
+        ),
+        criteria.at_most(f"{standing.pair}: time per batch / alone", slowdown, criteria.POSTER_STEP_TIME, detail=bound),
+    ]
+
+
+def _drawable(standing: Standing) -> bool:
+    return any(o.judged_at(f) and o.relative for o in standing.outcomes for f in standing.factors)
+
+
+def _slug(standing: Standing) -> str:
+    load = f"{standing.rate_hz:.3g}hz" if standing.load is None else f"load{standing.load:.2f}"
+    return f"{standing.pair.replace('+', '-beside-')}-{load}"
+
+
+Reader = Callable[[Sequence[Standing], Sequence[Row], Path], Section]
+READERS: Mapping[str, Reader] = {"frontier": frontier, "poster": poster, "ablation": ablation}

@@ -1,0 +1,298 @@
+"""A sweep is planned, measured against one reference per pair, learnt before, resumed; workers are fakes."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from herald.errors import ConfigError, HeraldError
+from herald.experiments import choice, device_share, rows, settings, stage, sweep, sweeps
+from herald.experiments.arrivals import from_json
+from herald.experiments.crew import Pair
+from herald.experiments.process import Launch, WorkerError
+from herald.experiments.runner import OutOfTime
+from herald.experiments.sweep import Sweep
+from herald.experiments.sweep_runner import Log, SweepRunner
+
+PAIR = Pair("cpu-transformer", "cpu-vgg")
+SERVICE_S = 0.005
+SWEEP = Sweep(
+    kind="frontier",
+    pairs=(PAIR,),
+    settings=tuple(settings.choose(["alone", "train-alone", "timeslice", "mps", "alone-mps"], "both")),
+    device="cpu",
+    seconds=2.0,
+    repeats=2,
+    seed=7,
+    slo_factors=(1.5, 2.0),
+    load=0.4,
+)
+
+
+class FakeWorker:
+    """Serves every request in 5 ms, 6 ms under MPS, and trains at 10 steps/s; fails where it is told to."""
+
+    def __init__(self, launch: Launch, fleet: "Fleet") -> None:
+        self.launch = launch
+        self.fleet = fleet
+        self.answers: list[dict[str, Any]] = []
+        self.is_open = True
+
+    def send(self, do: str, **fields: Any) -> None:
+        self.fleet.log.append((self.launch.name, do, fields))
+        self.answers.append(getattr(self, f"on_{do}")(**fields))
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        return self.answers.pop(0)
+
+    def call(self, do: str, *, timeout_s: float, **fields: object) -> dict[str, Any]:
+        self.send(do, **fields)
+        return self.receive(timeout_s)
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def on_load(self, **_fields: Any) -> dict[str, Any]:
+        return {"torch": "fake"}
+
+    def on_steps(self, count: int) -> dict[str, Any]:
+        return {"step_s": [SERVICE_S] * count}
+
+    def on_instrument(self, name: str, requests: int) -> dict[str, Any]:
+        assert name == "device-share"
+        return {"busy_share": self.fleet.busy_share}
+
+    def on_attach(self, **_fields: Any) -> dict[str, Any]:
+        return {"attach_s": 0.1}
+
+    def on_detach(self) -> dict[str, Any]:
+        return {"ops_seen": 5}
+
+    def on_run(self, start_s: float, seconds: float, arrivals: dict[str, Any]) -> dict[str, Any]:
+        if self.fleet.failures:
+            raise WorkerError(self.fleet.failures.pop())
+        self.fleet.now_s += seconds
+        if self.launch.name == "training":
+            return {"done_s": [0.1 * step for step in range(1, 21)]}
+        scheduled = from_json(arrivals).times_s(seconds)
+        took_s = 0.006 if "CUDA_MPS_PIPE_DIRECTORY" in dict(self.launch.env) else SERVICE_S
+        return {"scheduled_s": scheduled, "begun_s": scheduled, "done_s": [time + took_s for time in scheduled]}
+
+
+class Fleet:
+    """All workers of a test, what they were told, and the clock that their runs advance."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str, dict[str, Any]]] = []
+        self.workers: list[FakeWorker] = []
+        self.failures: list[str] = []
+        self.busy_share = 1.0
+        self.now_s = 0.0
+
+    def start(self, launch: Launch) -> FakeWorker:
+        self.workers.append(FakeWorker(launch, self))
+        return self.workers[-1]
+
+    def told(self, do: str) -> list[dict[str, Any]]:
+        return [fields for _, command, fields in self.log if command == do]
+
+
+class FakeMps:
+    pipe_dir = Path("/pipe")
+
+    def clients(self) -> tuple[int, ...]:
+        return tuple(range(100))
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    @contextmanager
+    def fake_mps(_label: str) -> Iterator[FakeMps]:
+        yield FakeMps()
+
+    monkeypatch.setattr(stage, "private_mps", fake_mps)
+    fleet = Fleet()
+    yield fleet
+    assert not any(worker.is_open for worker in fleet.workers)  # whatever happened
+
+
+def run(
+    fleet: Fleet,
+    folder: Path,
+    experiment: Sweep = SWEEP,
+    *,
+    end_s: float = float("inf"),
+    known: list[rows.Row] | None = None,
+    name: str = "frontier",
+) -> int:
+    log = Log.open(
+        folder / f"{name}.jsonl",
+        known=known or [],
+        commit="abc",
+        end_s=end_s,
+        clock_s=lambda: fleet.now_s,
+        console=Console(file=io.StringIO()),
+    )
+    return SweepRunner(experiment, log, start=fleet.start, log_dir=folder).run()
+
+
+def written(folder: Path, kind: str = "frontier") -> list[rows.Row]:
+    return rows.of_kind(rows.read(folder / "frontier.jsonl"), kind)
+
+
+def with_settings(*names: str, **rest: Any) -> Sweep:
+    return replace(SWEEP, settings=tuple(settings.choose(names, "both")), **rest)
+
+
+def order(experiment: Sweep, *, mps: bool, busy_share: float = 1.0) -> list[tuple[str, float | None, int]]:
+    runs = sweep.plan(experiment, PAIR, mps=mps, busy_share=busy_share)
+    return [(run.setting.name, run.key.slo_factor, run.key.repetition) for run in runs]
+
+
+def test_alone_comes_first_in_all_repetitions_and_the_others_rotate() -> None:
+    assert order(SWEEP, mps=False) == [
+        *(("alone", None, 0), ("alone", None, 1)),
+        *(("train-alone", None, 0), ("timeslice", None, 0)),
+        *(("timeslice", None, 1), ("train-alone", None, 1)),
+    ]
+
+
+def test_only_a_setting_that_asks_for_the_slo_runs_once_for_each() -> None:
+    mine = order(with_settings("alone", "herald-strict", "herald", repeats=1), mps=False)
+    assert mine[1:] == [("herald-strict", None, 0), ("herald", 1.5, 0), ("herald", 2.0, 0)]
+
+
+@pytest.mark.parametrize(("busy_share", "states"), [(0.9, [False]), (0.2, [True])])
+def test_the_controller_runs_in_the_state_that_pays(busy_share: float, states: list[bool]) -> None:
+    both = with_settings("alone", "herald", "herald-mps")
+    told = {mps: order(both, mps=mps, busy_share=busy_share) for mps in (False, True)}
+    assert [mps for mps, runs in told.items() if any(name.startswith("herald") for name, _, _ in runs)] == states
+    everywhere = replace(both, both_states=True)
+    assert all(any("herald" in name for name, _, _ in order(everywhere, mps=mps)) for mps in (False, True))
+
+
+def test_the_controller_runs_in_the_only_state_there_is() -> None:
+    assert order(with_settings("alone", "herald-mps", repeats=1), mps=True, busy_share=1.0) == [
+        ("herald-mps", 1.5, 0),
+        ("herald-mps", 2.0, 0),
+    ]
+
+
+def test_a_piece_is_one_mps_state() -> None:
+    assert order(replace(SWEEP, mps="on"), mps=False) == []
+    assert order(replace(SWEEP, mps="on"), mps=True) == order(SWEEP, mps=True)
+
+
+def test_mps_pays_for_a_service_that_leaves_the_device_idle() -> None:
+    assert not choice.mps_pays(1.0)
+    assert not choice.mps_pays(choice.GPU_BOUND_SHARE)
+    assert choice.mps_pays(0.3)
+
+
+def test_the_rate_follows_from_the_time_of_a_request_alone_in_both_states(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path)
+    (service,) = written(tmp_path, "service-time")
+    assert (service["workload"], service["mean_s"], service["busy_share"]) == ("cpu-transformer", SERVICE_S, 1.0)
+    assert {row["arrivals"]["rate_hz"] for row in written(tmp_path)} == {0.4 / SERVICE_S}
+
+
+def test_the_process_that_was_profiled_measures_nothing_else(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path)
+    assert {name for name, do, _ in fleet.log if do == "instrument"} == {"probe"}
+    assert "probe" not in {name for name, do, _ in fleet.log if do == "run"}
+
+
+def test_the_slo_is_that_of_alone_without_mps_in_both_states(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path, with_settings("alone", "alone-mps", "herald-laxity", "herald-laxity-mps", repeats=1))
+    (reference,) = written(tmp_path, "slo-reference")
+    assert reference["p99_ms"] == pytest.approx(5, abs=0.01)
+    slos = {(r["key"]["setting"], r["key"]["slo_factor"]): r["slo_ms"] for r in written(tmp_path) if r["policy"]}
+    assert slos == {
+        (f"herald-laxity{state}", factor): pytest.approx(5 * factor, abs=0.02)
+        for state in ("", "-mps")
+        for factor in (1.5, 2.0)
+    }
+
+
+def test_a_policy_that_learns_does_so_once_before_its_first_row(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path, with_settings("alone", "herald-laxity", repeats=1, learn_s=1.0))
+    kinds = [row["kind"] for row in rows.read(tmp_path / "frontier.jsonl")]
+    assert kinds == ["service-time", "frontier", "slo-reference", "learning", "frontier", "frontier"]
+    (learning,) = written(tmp_path, "learning")
+    assert learning["arrivals"]["seed"] not in {row["arrivals"]["seed"] for row in written(tmp_path)}
+    assert len({fields["domain"] for fields in fleet.told("attach")}) == 1  # one daemon for all SLOs
+    assert run(fleet, tmp_path, with_settings("alone", "herald-laxity", repeats=1, learn_s=1.0)) == 0
+
+
+def test_all_processes_of_a_state_start_together(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path)
+    dos = [do for _, do, _ in fleet.log]
+    assert dos[:3] == ["load"] * 3  # probe, service, trainer
+    assert [worker.launch.name for worker in fleet.workers] == ["probe", *["inference", "training"] * 2]
+
+
+def test_rows_leave_out_what_can_be_computed_again(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path)
+    row = next(row for row in written(tmp_path) if row["key"]["setting"] == "timeslice")
+    assert len(from_json(row["arrivals"]).times_s(SWEEP.seconds)) == len(row["inference"]["latency_ms"])
+    assert row["inference"].keys().isdisjoint({"scheduled_s", "service_ms"})
+
+
+def test_resuming_does_what_is_missing_and_keeps_the_references(fleet: Fleet, tmp_path: Path) -> None:
+    first = run(fleet, tmp_path, replace(SWEEP, mps="off"))
+    assert (first, len(written(tmp_path))) == (7, 6)  # and the service's time
+    fleet.log.clear()
+    assert run(fleet, tmp_path) == 4
+    assert not fleet.told("instrument")
+    assert run(fleet, tmp_path) == 0
+
+
+def test_a_piece_may_know_the_references_from_another_file(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--mps off first, or give --known"):
+        run(fleet, tmp_path, replace(SWEEP, mps="on"), name="piece")
+    run(fleet, tmp_path, replace(SWEEP, mps="off"))
+    known = rows.read(tmp_path / "frontier.jsonl")
+    assert run(fleet, tmp_path, replace(SWEEP, mps="on"), known=known, name="piece") == 4
+
+
+def test_the_time_limit_ends_it_between_rows(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(OutOfTime, match="--resume"):
+        run(fleet, tmp_path, replace(SWEEP, seconds=10.0), end_s=60.0)
+    assert 0 < len(written(tmp_path)) < 10
+    assert fleet.now_s <= 60.0
+
+
+def test_a_failed_run_costs_its_row_only(fleet: Fleet, tmp_path: Path) -> None:
+    run(fleet, tmp_path, replace(SWEEP, mps="off", repeats=1))
+    fleet.failures = ["it fell over"]
+    with pytest.raises(HeraldError, match="1 runs failed"):
+        run(fleet, tmp_path, replace(SWEEP, repeats=1))
+    assert len(written(tmp_path)) == 4
+
+
+def test_a_sweep_without_the_reference_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="add 'alone'"):
+        run(fleet, tmp_path, with_settings("timeslice"))
+    assert not fleet.workers
+
+
+@pytest.mark.parametrize("template", sweeps.TEMPLATES.values(), ids=lambda template: template.kind)
+def test_a_template_names_settings_and_pairs_that_exist(template: sweeps.Template) -> None:
+    from herald.experiments import workloads
+
+    assert len(settings.choose(template.settings, "both")) == len(template.settings)
+    for pair in map(Pair.parse, template.pairs):
+        assert workloads.get(pair.inference).role == "inference"
+        assert workloads.get(pair.training).role == "training"
+
+
+def test_overlapping_spans_count_once() -> None:
+    spans = np.array([[10, 20], [0, 5], [12, 14], [18, 30]], dtype=np.int64)
+    assert device_share.union_ns(spans) == 25
+    assert device_share.union_ns(spans[:0]) == 0

@@ -1,0 +1,213 @@
+"""What the report says of a sweep follows from rows alone: made-up rows whose answers are known."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from herald.experiments import report, rows, sweep_analysis, sweep_report, sweeps
+from herald.experiments.rows import Row
+from herald.experiments.settings import SETTINGS
+from herald.experiments.shares import Share, within
+from herald.experiments.sweep_analysis import Comparison, Standing
+
+NUM_REQUESTS = 200
+SECONDS = 20.0
+FACTORS = (1.1, 2.0)
+PAIR = "eager-decode+resnet50"
+
+
+def row(
+    setting: str,
+    *,
+    late: int = 0,
+    steps_per_s: float = 0.0,
+    factor: float | None = None,
+    repetition: int = 0,
+    kind: str = "frontier",
+    pair: str = PAIR,
+) -> Row:
+    """A run in which requests take 20 ms (0.04 of the time in all), ``late`` of them 100 ms."""
+    chosen = SETTINGS[setting]
+    made: dict[str, Any] = {
+        "kind": kind,
+        "key": {
+            "pair": pair,
+            "setting": setting,
+            "slo_factor": factor,
+            "repetition": repetition,
+            "device": "cuda",
+            "seconds": SECONDS,
+            "load": 0.4,
+            "rate_hz": None,
+            "seed": 0,
+        },
+        "slo_factors": list(FACTORS),
+        "mps": chosen.mps,
+        "slo_ms": 20.0 * (factor or FACTORS[-1]),
+        "arrivals": {"kind": "periodic", "rate_hz": 10.0},
+    }
+    if "inference" in chosen.roles:
+        latency_ms = [100.0] * late + [20.0] * (NUM_REQUESTS - late)
+        made["inference"] = {"latency_ms": latency_ms, "busy_s": 8.0, "attainment": 1 - late / NUM_REQUESTS}
+    if "training" in chosen.roles:
+        made["training"] = {"steps_per_s": steps_per_s}
+    return made
+
+
+def references(busy_share: float = 1.0, pair: str = PAIR) -> list[Row]:
+    case = {"pair": pair, "device": "cuda", "load": 0.4, "rate_hz": None, "seed": 0}
+    return [
+        {"kind": "service-time", "workload": pair.partition("+")[0], "device": "cuda", "busy_share": busy_share},
+        {"kind": "slo-reference", **case, "p99_ms": 20.0, "count": NUM_REQUESTS},
+    ]
+
+
+def frontier(herald_steps: float = 8.0, *, late: int = 0, mps_late: int = 20, busy_share: float = 1.0) -> list[Row]:
+    """Load 0.4. Time slicing trains most and misses; MPS at 25 % trains least and holds, where ``mps_late`` lets it."""
+    return [
+        *references(busy_share),
+        row("alone"),
+        row("train-alone", steps_per_s=10.0),
+        row("timeslice", late=50, steps_per_s=9.0),
+        row("herald-strict", steps_per_s=6.0),
+        row("mps", late=60, steps_per_s=9.5),
+        row("mps-pct-25", late=mps_late, steps_per_s=2.0),
+        *(row(name, late=late, steps_per_s=herald_steps, factor=f) for name in sweeps.CONTROLLER for f in FACTORS),
+    ]
+
+
+def only(found: list[Row], kind: str = "frontier") -> Standing:
+    (standing,) = sweep_analysis.standings(found, kind)
+    return standing
+
+
+def first(found: list[Row]) -> Comparison:
+    return sweep_analysis.compare(only(found))[0]
+
+
+def outcomes(found: list[Row]) -> list[tuple[str, bool]]:
+    verdict = sweep_report.verdict(sweep_analysis.compare(only(found)))
+    return [(criterion.what, criterion.passed) for criterion in verdict]
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high"),
+    [(Share(99, 100), 0.9455, 0.9982), (Share(0, 10), 0.0, 0.2775), (Share(10, 10), 0.7225, 1.0)],
+)
+def test_the_interval_of_a_share_is_wilsons(share: Share, low: float, high: float) -> None:
+    assert share.interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_share_counts_requests_that_took_just_the_slo() -> None:
+    assert within([1.0, 2.0, 3.0], 2.0) == Share(2, 3)
+
+
+def test_an_slo_is_held_where_it_is_not_surely_missed_but_only_if_alone_holds_it_too() -> None:
+    unsure, missed = Share(197, 200), Share(150, 200)
+    assert unsure.holds(0.99, alone=unsure)
+    assert not unsure.holds(0.99, alone=missed)
+    assert not missed.holds(0.99, alone=unsure)
+    assert Share(99, 100).holds(0.99, alone=missed)
+
+
+def test_a_setting_that_does_not_ask_for_the_slo_is_judged_at_all_of_them() -> None:
+    standing = only(frontier())
+    strict, herald = standing.outcome("herald-strict", 1.1), standing.outcome("herald", 1.1)
+    assert strict is not None and herald is not None
+    assert set(strict.attained or {}) == set(FACTORS)
+    assert set(herald.attained or {}) == {1.1}
+
+
+def test_training_is_relative_to_alone_without_mps() -> None:
+    herald = only(frontier()).outcome("herald-mps", 2.0)
+    assert herald is not None and herald.relative is not None
+    assert herald.relative.value == pytest.approx(0.8)
+
+
+def test_repetitions_are_pooled_and_their_spread_is_kept() -> None:
+    more = [
+        row("herald", factor=1.1, steps_per_s=7.0, repetition=1),
+        row("train-alone", steps_per_s=10.0, repetition=1),
+    ]
+    herald = only([*frontier(), *more]).outcome("herald", 1.1)
+    assert herald is not None and herald.relative is not None and herald.attained is not None
+    assert (herald.repetitions, herald.attained[1.1].total) == (2, 2 * NUM_REQUESTS)
+    assert (herald.relative.low, herald.relative.value, herald.relative.high) == pytest.approx((0.7, 0.75, 0.8))
+
+
+@pytest.mark.parametrize(("busy_share", "chosen"), [(0.9, "herald"), (0.3, "herald-mps")])
+def test_heralds_state_is_the_one_that_the_busy_share_says(busy_share: float, chosen: str) -> None:
+    herald = only(frontier(busy_share=busy_share)).controller(1.1)
+    assert herald is not None and herald.setting == chosen
+
+
+def test_the_rival_trains_most_among_those_that_hold() -> None:
+    comparison = first(frontier(mps_late=0))
+    assert comparison.static is not None and comparison.static.setting == "herald-strict"
+    assert comparison.mps is not None and (comparison.mps.setting, comparison.mps.holds) == ("mps-pct-25", True)
+    assert comparison.ratio(comparison.mps) == pytest.approx(4.0)
+
+
+def test_where_no_setting_of_a_class_holds_strict_stands_in_and_it_is_said() -> None:
+    comparison = first(frontier(mps_late=20))
+    assert str(comparison.mps) == "(strict)"
+    assert comparison.ratio(comparison.mps) == pytest.approx(8 / 6)
+
+
+def test_without_anything_to_compare_with_there_is_no_ratio() -> None:
+    lonely = [*references(), row("alone"), row("herald", factor=1.1, steps_per_s=5.0)]
+    comparison = first(lonely)
+    assert (comparison.static, comparison.ratio(comparison.static)) == (None, None)
+
+
+def test_tuned_mps_is_the_closest_where_none_holds() -> None:
+    found = [*frontier(), row("mps-pct-50", late=15, steps_per_s=4.0)]
+    closest = sweep_analysis.closest(only(found), sweeps.MPS_SWEEP, 1.1)
+    assert closest is not None and closest.setting == "mps-pct-50"
+
+
+def test_every_criterion_of_a_point_can_pass_and_be_missed() -> None:
+    assert all(passed for _, passed in outcomes(frontier(mps_late=0)))
+    missed = [what for what, passed in outcomes(frontier(herald_steps=5.0, late=10, mps_late=0)) if not passed]
+    assert [what for what in missed if "attainment" in what]
+    assert [what for what in missed if "best static, strict" in what]
+
+
+def test_points_at_which_herald_misses_the_slo_are_not_gains() -> None:
+    assert not [what for what, _ in outcomes(frontier(late=10)) if "geometric mean" in what]
+
+
+def test_a_launch_bound_service_is_to_leave_more_than_its_idle_time() -> None:
+    at_one_and_a_half = [*frontier(busy_share=0.2), row("herald-mps", factor=1.5, steps_per_s=8.0)]
+    for made in at_one_and_a_half:
+        made["slo_factors"] = [1.5]
+    told = dict(outcomes(at_one_and_a_half))
+    assert [passed for what, passed in told.items() if "launch-bound" in what] == [False]  # 0.8 / 0.6
+
+
+def test_ablations_are_relative_to_the_whole(tmp_path: Path) -> None:
+    parts = [row("herald-no-space-mps", factor=1.1, steps_per_s=6.0, kind="ablation")]
+    found = [made | {"kind": "ablation"} if made["kind"] == "frontier" else made for made in frontier()]
+    (section,) = sweep_report.sections([*found, *parts], tmp_path)
+    (grid,) = section.grids
+    assert {line[0]: line[-1] for line in grid.lines}["no-space-mps 1.1x"] == "0.750"
+
+
+def test_the_report_is_a_page_figures_and_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    posters = [made | {"kind": "poster"} for made in frontier(mps_late=0) if "key" in made]
+    names = [name for name in SETTINGS if name not in {made["key"]["setting"] for made in frontier() if "key" in made}]
+    others = [row(name, late=3, steps_per_s=5.0, factor=1.1 if SETTINGS[name].uses_slo else None) for name in names]
+    rows.append(tmp_path / "frontier.jsonl", [*frontier(), *others, *posters])
+    terminal = io.StringIO()
+    report.write([tmp_path / "frontier.jsonl"], tmp_path / "out", console=Console(file=terminal, width=report.WIDTH))
+    page = (tmp_path / "out" / "report.md").read_text()
+    drawn = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert drawn == sorted(re.findall(r"\]\((.*?)\)", page))
+    assert {"frontier.png", "frontier-eager-decode-beside-resnet50-load0.40.png"} <= set(drawn)
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in terminal.getvalue()
