@@ -14,10 +14,11 @@ from typing import Any
 from herald.errors import ConfigError
 from herald.experiments import settings
 from herald.experiments.arrivals import Poisson
-from herald.experiments.choice import mps_pays
 from herald.experiments.crew import Pair
 from herald.experiments.plan import existing_profile, rotated
+from herald.experiments.rows import Row
 from herald.experiments.settings import MPS_CHOICES, Setting
+from herald.scheduler.mps_choice import mps_pays
 
 REFERENCE = "alone"  # the setting whose p99 makes the SLOs
 CONTROLLER = "herald"  # the family of which one MPS state is chosen per pair
@@ -90,13 +91,19 @@ class SweepRun:
     setting: Setting
 
 
-def plan(sweep: Sweep, pair: Pair, *, mps: bool, busy_share: float) -> list[SweepRun]:
-    """The runs of one pair in one MPS state, in order; ``busy_share`` decides where the controller runs."""
+def plan(sweep: Sweep, pair: Pair, *, mps: bool, service: Row | None) -> list[SweepRun]:
+    """The runs of one pair in one MPS state, in order. ``service``: the row of its time alone, which decides where the
+    controller runs; without it, in both states.
+    """
     mine = [s for s in sweep.settings if s.mps == mps and mps in MPS_CHOICES[sweep.mps]]
-    if not sweep.both_states:
-        mine = [s for s in mine if s.family != CONTROLLER or s.mps == controller_mps(sweep, busy_share)]
     first = [s for s in mine if s.name == REFERENCE]
-    others = [(s, factor) for s in mine if s not in first for factor in _factors(sweep, s)]
+    others = [
+        (s, factor)
+        for s in mine
+        if s not in first
+        for factor in _factors(sweep, s)
+        if s.family != CONTROLLER or service is None or mps in controller_states(sweep, service, factor)
+    ]
     return [
         *(_run(sweep, pair, s, None, repetition) for s in first for repetition in range(sweep.repeats)),
         *(
@@ -107,11 +114,17 @@ def plan(sweep: Sweep, pair: Pair, *, mps: bool, busy_share: float) -> list[Swee
     ]
 
 
-def controller_mps(sweep: Sweep, busy_share: float) -> bool:
-    """In which MPS state the controller runs: as `mps_pays` says, else in the only one that the sweep has."""
+def controller_states(sweep: Sweep, service: Row, factor: float | None) -> set[bool]:
+    """In which MPS states the controller runs at an SLO: as `mps_pays` says, else in the only one that there is."""
     states = {s.mps for s in sweep.settings if s.family == CONTROLLER}
-    wanted = mps_pays(busy_share)
-    return wanted if wanted in states else not wanted
+    if sweep.both_states or len(states) == 1 or factor is None:
+        return states
+    return {chosen_mps(service, sweep.rate_of(service["mean_s"]) * service["mean_s"], factor)}
+
+
+def chosen_mps(service: Row, load: float, factor: float) -> bool:
+    """Whether Herald runs under MPS at an SLO of ``factor`` x the p99 alone."""
+    return mps_pays(alone_p99_ns=1.0, slo_ns=factor, slowdown=service["slowdown"], load=load)
 
 
 def check(sweep: Sweep) -> None:

@@ -10,7 +10,7 @@ from math import exp, log
 
 import numpy as np
 
-from herald.experiments import choice, criteria, shares, sweep, sweeps
+from herald.experiments import criteria, shares, sweep, sweeps
 from herald.experiments.analysis import Spread
 from herald.experiments.rows import Row, of_kind
 from herald.experiments.settings import SETTINGS
@@ -51,7 +51,8 @@ class Standing:
     device: str
     rate_hz: float
     load: float | None  # busy share of the service alone on these arrivals; None without such a run
-    busy_share: float | None  # of a request alone, in which the device works for it
+    told_load: float  # rate x mean time of a request alone
+    service: Row | None  # its time alone
     p99_ms: float | None  # alone without MPS: 1 x of the SLOs
     factors: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
@@ -62,8 +63,8 @@ class Standing:
         parts = [f"{self.pair}, {self.rate_hz:.3g} requests/s"]
         if self.load is not None:
             parts.append(f"load {self.load:.2f}")
-        if self.busy_share is not None:
-            parts.append(f"device busy {self.busy_share:.0%}")
+        if self.service is not None:
+            parts.append(f"device busy {self.service['busy_share']:.0%}")
         return ", ".join(parts)
 
     def outcome(self, setting: str, factor: float | None = None) -> Outcome | None:
@@ -72,8 +73,8 @@ class Standing:
         return next((o for o in self.outcomes if (o.setting, o.slo_factor) == (setting, asked)), None)
 
     def controller(self, factor: float) -> Outcome | None:
-        """Herald's, in the MPS state that `choice` says, else in the one that was measured."""
-        mps = self.busy_share is not None and choice.mps_pays(self.busy_share)
+        """Herald's, in the MPS state that `mps_choice` says, else in the one that was measured."""
+        mps = self.service is not None and sweep.chosen_mps(self.service, self.told_load, factor)
         first, second = reversed(sweeps.CONTROLLER) if mps else sweeps.CONTROLLER
         return self.outcome(first, factor) or self.outcome(second, factor)
 
@@ -222,14 +223,16 @@ def _standing(rows: Sequence[Row], *, service: Row | None, p99_ms: float | None)
     factors = tuple(sorted({factor for row in rows for factor in row["slo_factors"]}))
     order = {name: place for place, name in enumerate(SETTINGS)}
     key = rows[0]["key"]
+    rate_hz = next((row["arrivals"]["rate_hz"] for row in rows), 0.0)
     measured = [_outcome(name, factor, mine, p99_ms, factors) for (name, factor), mine in runs.items()]
     outcomes = [_relative(outcome, runs[outcome.setting, outcome.slo_factor], alone, trainer) for outcome in measured]
     return Standing(
         pair=key["pair"],
         device=key["device"],
-        rate_hz=next((row["arrivals"]["rate_hz"] for row in rows), 0.0),
+        rate_hz=rate_hz,
         load=float(np.mean([r["inference"]["busy_s"] / key["seconds"] for r in alone.values()])) if alone else None,
-        busy_share=service["busy_share"] if service else None,
+        told_load=rate_hz * service["mean_s"] if service else 0.0,
+        service=service,
         p99_ms=p99_ms,
         factors=factors,
         outcomes=tuple(sorted(outcomes, key=lambda o: (order[o.setting], o.slo_factor or 0))),

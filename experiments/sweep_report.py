@@ -113,16 +113,16 @@ def _of_point(c: Comparison) -> list[Criterion]:
 def _of_kind(c: Comparison) -> list[Criterion]:
     """What a service asks for that is bound by the device, or by its launches."""
     standing, relative = c.standing, c.herald.relative
-    if standing.load is None or standing.busy_share is None or relative is None or c.herald.p99_ratio is None:
+    if standing.load is None or standing.service is None or relative is None or c.herald.p99_ratio is None:
         return []
-    room = 1 - standing.load
-    if standing.busy_share >= GPU_BOUND_SHARE and c.factor == min(standing.factors):
+    room, busy_share = 1 - standing.load, standing.service["busy_share"]
+    if busy_share >= GPU_BOUND_SHARE and c.factor == min(standing.factors):
         share = criteria.TRAINING_SHARE * room
         return [
             criteria.at_most(f"{c.title}, GPU-bound: p99 / alone", c.herald.p99_ratio, criteria.P99_RATIO),
             criteria.at_least(f"{c.title}, GPU-bound: training / alone", relative.value, share, detail=_room(room)),
         ]
-    if standing.busy_share < GPU_BOUND_SHARE and c.factor == criteria.LAUNCH_BOUND_FACTOR:
+    if busy_share < GPU_BOUND_SHARE and c.factor == criteria.LAUNCH_BOUND_FACTOR:
         gain = relative.value / room
         what = f"{c.title}, launch-bound: training / (1 - load)"
         return [criteria.at_least(what, gain, criteria.LAUNCH_BOUND_GAIN, detail=_room(room))]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -16,7 +16,7 @@ from herald.experiments import arrivals as arrivals_data
 from herald.experiments import measures, provenance, rows, settings, sweep
 from herald.experiments.arrivals import Arrivals
 from herald.experiments.crew import LOAD_TIMEOUT_S, Pair, launch_for, send_load
-from herald.experiments.domain import DaemonFailed
+from herald.experiments.domain import DaemonFailed, private_mps
 from herald.experiments.process import Channel, WorkerError
 from herald.experiments.rows import Row
 from herald.experiments.runner import OutOfTime
@@ -119,9 +119,9 @@ class SweepRunner:
         self._log.check_time(START_S + self.experiment.seconds + RUN_OVERHEAD_S + END_S)
         with self._stage(pair, mps=mps) as stage:
             if service is None:
-                with self._probe(pair) as probe:
+                with self._probes(pair) as probes:
                     stage.prepare(run.setting for run in todo)
-                    service = self._log.keep(self._probed(pair, probe), stage.crew.facts)
+                    service = self._log.keep(self._probed(pair, probes), stage.crew.facts)
                 todo = self._todo(pair, mps=mps, service=service)
             else:
                 stage.prepare(run.setting for run in todo)
@@ -158,6 +158,7 @@ class SweepRunner:
             slo_ms=slo_ms,
             domain=stage.domain_of(run.setting),
             profile=self.experiment.profile_of(run.pair) if takes_part else None,
+            follow=run.setting.uses_slo,
         )
         row = {
             "kind": kind,
@@ -168,10 +169,9 @@ class SweepRunner:
         self._log.keep(row, stage.crew.facts)
 
     def _todo(self, pair: Pair, *, mps: bool, service: Row | None) -> list[SweepRun]:
-        """What is missing; before the busy share is known, as if the controller ran in both MPS states."""
-        experiment = self.experiment if service else replace(self.experiment, both_states=True)
+        """What is missing; before the time alone is known, as if the controller ran in both MPS states."""
         done = [row["key"] for row in rows.of_kind(self._log.known, self.experiment.kind)]
-        planned = sweep.plan(experiment, pair, mps=mps, busy_share=service["busy_share"] if service else 1.0)
+        planned = sweep.plan(self.experiment, pair, mps=mps, service=service)
         return [run for run in planned if asdict(run.key) not in done]
 
     def _service_time(self, pair: Pair) -> Row | None:
@@ -196,20 +196,30 @@ class SweepRunner:
         return Stage(pair, device=sweep_.device, seed=sweep_.seed, mps=mps, start=self._start, log_dir=self._log_dir)
 
     @contextmanager
-    def _probe(self, pair: Pair) -> Iterator[Channel]:
-        """A service process that is loading, for the measurement after which nothing else is to be measured in it."""
-        with probing(pair.inference, self.experiment.device, self.experiment.seed, self._start) as probe:
-            yield probe
+    def _probes(self, pair: Pair) -> Iterator[list[Channel]]:
+        """Service processes that are loading, without and (where the sweep has such settings) under MPS.
 
-    def _probed(self, pair: Pair, probe: Channel) -> Row:
-        return {"kind": sweep.SERVICE_TIME_KIND, **service_case(self.experiment, pair), **service_time(probe)}
+        They are measured and closed before anything else is.
+        """
+        experiment = self.experiment
+        with ExitStack() as stack:
+            pipes: list[str | None] = [None]
+            if any(s.mps for s in experiment.settings):
+                pipes.append(str(stack.enter_context(private_mps("probe")).pipe_dir))
+            yield [
+                stack.enter_context(probing(pair.inference, experiment.device, experiment.seed, self._start, pipe))
+                for pipe in pipes
+            ]
+
+    def _probed(self, pair: Pair, probes: Sequence[Channel]) -> Row:
+        return {"kind": sweep.SERVICE_TIME_KIND, **service_case(self.experiment, pair), **service_times(probes)}
 
 
 @contextmanager
-def probing(workload: str, device: str, seed: int, start: Start) -> Iterator[Channel]:
+def probing(workload: str, device: str, seed: int, start: Start, mps_pipe: str | None = None) -> Iterator[Channel]:
     """A service process of its own, loading; `service_time` awaits it."""
-    launch = launch_for("inference", settings.alone("inference", mps=False), device, None)
-    probe = start(replace(launch, name="probe"))
+    launch = launch_for("inference", settings.alone("inference", mps=mps_pipe is not None), device, mps_pipe)
+    probe = start(replace(launch, name="probe-mps" if mps_pipe else "probe"))
     try:
         send_load(probe, workload, device, seed)
         yield probe
@@ -217,19 +227,27 @@ def probing(workload: str, device: str, seed: int, start: Start) -> Iterator[Cha
         probe.close()
 
 
+def service_times(probes: Sequence[Channel]) -> Row:
+    """`service_time` of the first, and slowdown: the mean of the second, which is under MPS, over that of the first."""
+    first = service_time(probes[0])
+    slowdown = [request_times(probe)["mean_s"] / first["mean_s"] for probe in probes[1:]]
+    return {**first, "slowdown": round(slowdown[0], 4) if slowdown else 1.0}
+
+
 def service_time(probe: Channel) -> Row:
-    """Requests back to back: mean_s, p50_s, count, and the share of a request in which the device works for it."""
+    """Requests back to back, as `request_times`, and the share of a request in which the device works for it."""
+    times = request_times(probe)
+    share = probe.call("instrument", timeout_s=PROBE_TIMEOUT_S, name="device-share", requests=PROFILED_REQUESTS)
+    return {**times, "busy_share": round(float(share["busy_share"]), 4)}
+
+
+def request_times(probe: Channel) -> Row:
+    """Requests back to back: mean_s, p50_s, count."""
     probe.receive(LOAD_TIMEOUT_S)
     first = probe.call("steps", timeout_s=PROBE_TIMEOUT_S, count=PROFILED_REQUESTS)["step_s"]
     count = int(min(2000, max(PROFILED_REQUESTS, PROBE_S / fmean(first))))
     step_s = probe.call("steps", timeout_s=PROBE_TIMEOUT_S, count=count)["step_s"]
-    share = probe.call("instrument", timeout_s=PROBE_TIMEOUT_S, name="device-share", requests=PROFILED_REQUESTS)
-    return {
-        "mean_s": round(fmean(step_s), 6),
-        "p50_s": round(median(step_s), 6),
-        "count": count,
-        "busy_share": round(float(share["busy_share"]), 4),
-    }
+    return {"mean_s": round(fmean(step_s), 6), "p50_s": round(median(step_s), 6), "count": count}
 
 
 def service_case(experiment: Sweep, pair: Pair) -> dict[str, Any]:
@@ -268,7 +286,8 @@ def told(row: Row) -> str:
     """A row in a line, for whoever watches."""
     if row["kind"] == sweep.SERVICE_TIME_KIND:
         busy = f"device busy {row['busy_share']:.0%}"
-        return f"{row['workload']}: a request takes {row['mean_s'] * 1e3:.2f} ms alone, {busy}"
+        slowdown = f", {row['slowdown']:.2f}x under MPS" if "slowdown" in row else ""
+        return f"{row['workload']}: a request takes {row['mean_s'] * 1e3:.2f} ms alone{slowdown}, {busy}"
     if row["kind"] == sweep.SLO_KIND:
         return f"{row['pair']}: p99 alone {row['p99_ms']:.2f} ms, of {row['count']} requests"
     key = row["key"]

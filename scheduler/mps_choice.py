@@ -5,9 +5,6 @@ services down even alone (CUDA graphs of many small kernels: 1.10 x on an H200),
 be made up for. So: MPS, unless the service alone under MPS would come too near its SLO.
 """
 
-HEADROOM = 0.97  # of the SLO
-
-
 def mps_pays(*, alone_p99_ns: float, slo_ns: float, slowdown: float, load: float) -> bool:
     """Whether MPS is to be had: ``slowdown`` is the mean service time alone under MPS over that without, ``load`` and
     ``alone_p99_ns`` are those without. The p99 is taken to grow as that of a queue does: with 1 / (1 - load).
@@ -15,4 +12,4 @@ def mps_pays(*, alone_p99_ns: float, slo_ns: float, slowdown: float, load: float
     under_mps = slowdown * load
     if under_mps >= 1:
         return False
-    return alone_p99_ns * slowdown * (1 - load) / (1 - under_mps) <= HEADROOM * slo_ns
+    return alone_p99_ns * slowdown * (1 - load) / (1 - under_mps) <= slo_ns

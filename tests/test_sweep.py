@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from herald.errors import ConfigError, HeraldError
-from herald.experiments import choice, device_share, rows, settings, stage, sweep, sweeps
+from herald.experiments import device_share, rows, settings, stage, sweep, sweep_runner, sweeps
 from herald.experiments.arrivals import from_json
 from herald.experiments.crew import Pair
 from herald.experiments.process import Launch, WorkerError
@@ -117,6 +117,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
         yield FakeMps()
 
     monkeypatch.setattr(stage, "private_mps", fake_mps)
+    monkeypatch.setattr(sweep_runner, "private_mps", fake_mps)
     fleet = Fleet()
     yield fleet
     assert not any(worker.is_open for worker in fleet.workers)  # whatever happened
@@ -150,8 +151,8 @@ def with_settings(*names: str, **rest: Any) -> Sweep:
     return replace(SWEEP, settings=tuple(settings.choose(names, "both")), **rest)
 
 
-def order(experiment: Sweep, *, mps: bool, busy_share: float = 1.0) -> list[tuple[str, float | None, int]]:
-    runs = sweep.plan(experiment, PAIR, mps=mps, busy_share=busy_share)
+def order(experiment: Sweep, *, mps: bool, slowdown: float = 1.0) -> list[tuple[str, float | None, int]]:
+    runs = sweep.plan(experiment, PAIR, mps=mps, service={"mean_s": SERVICE_S, "slowdown": slowdown})
     return [(run.setting.name, run.key.slo_factor, run.key.repetition) for run in runs]
 
 
@@ -168,17 +169,18 @@ def test_only_a_setting_that_asks_for_the_slo_runs_once_for_each() -> None:
     assert mine[1:] == [("herald-strict", None, 0), ("herald", 1.5, 0), ("herald", 2.0, 0)]
 
 
-@pytest.mark.parametrize(("busy_share", "states"), [(0.9, [False]), (0.2, [True])])
-def test_the_controller_runs_in_the_state_that_pays(busy_share: float, states: list[bool]) -> None:
-    both = with_settings("alone", "herald", "herald-mps")
-    told = {mps: order(both, mps=mps, busy_share=busy_share) for mps in (False, True)}
-    assert [mps for mps, runs in told.items() if any(name.startswith("herald") for name, _, _ in runs)] == states
+@pytest.mark.parametrize(("slowdown", "under_mps"), [(1.0, [1.5, 2.0]), (1.3, [2.0]), (1.8, [])])
+def test_the_controller_runs_in_the_state_that_pays(slowdown: float, under_mps: list[float]) -> None:
+    both = with_settings("alone", "herald", "herald-mps", repeats=1)
+    told = {mps: [f for name, f, _ in order(both, mps=mps, slowdown=slowdown) if f] for mps in (False, True)}
+    assert told[True] == under_mps
+    assert sorted(told[False] + told[True]) == [1.5, 2.0]
     everywhere = replace(both, both_states=True)
     assert all(any("herald" in name for name, _, _ in order(everywhere, mps=mps)) for mps in (False, True))
 
 
 def test_the_controller_runs_in_the_only_state_there_is() -> None:
-    assert order(with_settings("alone", "herald-mps", repeats=1), mps=True, busy_share=1.0) == [
+    assert order(with_settings("alone", "herald-mps", repeats=1), mps=True, slowdown=9.0) == [
         ("herald-mps", 1.5, 0),
         ("herald-mps", 2.0, 0),
     ]
@@ -187,12 +189,6 @@ def test_the_controller_runs_in_the_only_state_there_is() -> None:
 def test_a_piece_is_one_mps_state() -> None:
     assert order(replace(SWEEP, mps="on"), mps=False) == []
     assert order(replace(SWEEP, mps="on"), mps=True) == order(SWEEP, mps=True)
-
-
-def test_mps_pays_for_a_service_that_leaves_the_device_idle() -> None:
-    assert not choice.mps_pays(1.0)
-    assert not choice.mps_pays(choice.GPU_BOUND_SHARE)
-    assert choice.mps_pays(0.3)
 
 
 def test_the_rate_follows_from_the_time_of_a_request_alone_in_both_states(fleet: Fleet, tmp_path: Path) -> None:
@@ -233,8 +229,8 @@ def test_a_policy_that_learns_does_so_once_before_its_first_row(fleet: Fleet, tm
 def test_all_processes_of_a_state_start_together(fleet: Fleet, tmp_path: Path) -> None:
     run(fleet, tmp_path)
     dos = [do for _, do, _ in fleet.log]
-    assert dos[:3] == ["load"] * 3  # probe, service, trainer
-    assert [worker.launch.name for worker in fleet.workers] == ["probe", *["inference", "training"] * 2]
+    assert dos[:4] == ["load"] * 4  # two probes, service, trainer
+    assert [worker.launch.name for worker in fleet.workers] == ["probe", "probe-mps", *["inference", "training"] * 2]
 
 
 def test_rows_leave_out_what_can_be_computed_again(fleet: Fleet, tmp_path: Path) -> None:
