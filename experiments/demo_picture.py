@@ -69,8 +69,8 @@ def _draw_tails(ax: "Axes", points: Mapping[str, Point], slo_ms: float) -> None:
 def _draw_frontier(ax: "Axes", points: Mapping[str, Point], slo_ms: float, sliced: float) -> None:
     tails = {setting: point.p99_ms / slo_ms for setting, point in points.items()}
     for setting, point in points.items():
-        style = {"marker": "o", "markersize": 11, "color": colour(setting), "linestyle": "none"}
-        ax.plot(tails[setting], point.training, label=f"{_SAID[setting]}: training {point.training:.2f}", **style)
+        label = f"{_SAID[setting]}: training {point.training:.2f}"
+        ax.plot(tails[setting], point.training, "o", markersize=11, color=colour(setting), label=label)
     ax.axhline(sliced, color="#5F5F5F", linewidth=1, linestyle="--", label=f"1 - load = {sliced:.2f}")
     ax.axvline(1, color="#000000", linewidth=1, linestyle=":")
     top = 1.15 * max(1.0, *(point.training for point in points.values()))

@@ -15,10 +15,17 @@ from herald.slo import SloSpec
 
 @contextmanager
 def joined(
-    members: Mapping[Role, Channel], *, domain: str, device: str, slo: SloSpec
+    members: Mapping[Role, Channel],
+    *,
+    domain: str,
+    device: str,
+    slo: SloSpec,
+    profile: str | None = None,
+    follow: bool = False,
 ) -> Iterator[dict[Role, dict[str, Any]]]:
     """Inside, all are attached; after it, what it gives holds the counters of each. Raises WorkerError.
 
+    ``profile``: a file of op costs for the trainer. ``follow``: Herald follows the progress of the service's requests.
     Training first, so that its settling steps meet open gates. After an error the processes stay as they are: they
     are not to be used again.
     """
@@ -32,6 +39,8 @@ def joined(
             slo=slo if role == "inference" else None,
             device=device,
             settle=SETTLE_STEPS,
+            **({"profile": profile} if role == "training" and profile else {}),
+            **({"follow": True} if role == "inference" and follow else {}),
         )
     yield left
     left |= call_all(members, "detach", timeout_s=ATTACH_TIMEOUT_S)

@@ -77,6 +77,8 @@ class JobView:
     busy_open_ns: int  # of it with the gate open
     solo_requests: int  # requests (steps) with the gate closed from begin to end
     solo_ns: int  # their service time
+    beside_requests: int  # requests (steps) with the gate open from begin to end
+    beside_ns: int  # their service time
     alone_ns: int  # service time alone at the plan's quantile, as the job's agent learnt it; -1: not known
     missed_anyway: int  # of slo_missed: would have missed alone, too
     tokens: int  # told by an engine; so is the next

@@ -3,12 +3,13 @@
 Everything is kept by the jobs' *names*, so that a job that comes back finds what was learnt of it beside the others.
 
     time alone     of the requests that ran with the gate closed all the while, which the jobs' agents count
-    inflation      f of a service in a mode: over a window its requests are busy for
-                   busy = done x time alone + busy with the gate open x (1 - 1/f)
+    inflation      of a service in a mode: the mean time of requests that ran with the gate open all the while, over
+                   that alone
     rates          of a trainer in a mode: what it issued = rate idle x idle time + rate beside x time beside requests,
-                   by least squares over looks; nothing while the gate is closed
+                   by least squares over looks, held near their common mean where looks do not tell the two apart
 
-Windows forget: what is old counts half after HALF_LIFE_NS of the mode in question.
+Windows forget: what is old counts half after HALF_LIFE_NS of the mode in question. The first moments of a mode teach
+nothing: what began in the one before is still under way.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +21,10 @@ from herald.scheduler.recent import Windows
 from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory, Mode, Service, Snapshot, Trainer
 
 HALF_LIFE_NS = 60e9
+SETTLING_NS = 250_000_000
+HELD = 0.01  # weight of the common mean in the least squares
 LOAD_HALF_LIVES_NS = (4e9, 20e9)  # of arrivals
 SURGE = 1.5  # of the quick estimate over the slow one, from which on it is believed
-MOST_INFLATION = 20.0
 LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode in particular
 
 
@@ -67,20 +69,15 @@ class _Rate:
 class _ServiceWindow:
     """Of one service in one mode."""
 
-    busy_ns: float = 0
-    beside_ns: float = 0
-    done: float = 0
+    requests: float = 0
+    total_ns: float = 0
 
-    def add(self, busy_ns: int, beside_ns: int, done: int, keep: float) -> None:
-        self.busy_ns = self.busy_ns * keep + busy_ns
-        self.beside_ns = self.beside_ns * keep + beside_ns
-        self.done = self.done * keep + done
+    def add(self, requests: int, total_ns: int, keep: float) -> None:
+        self.requests = self.requests * keep + requests
+        self.total_ns = self.total_ns * keep + total_ns
 
-    def inflation(self, alone_ns: float) -> float:
-        if self.beside_ns <= 0:
-            return 1.0
-        speed = 1 - (self.busy_ns - self.done * alone_ns) / self.beside_ns
-        return 1 / min(1.0, max(1 / MOST_INFLATION, speed))
+    def inflation(self, alone_ns: float) -> float | None:
+        return max(1.0, self.total_ns / self.requests / alone_ns) if self.requests >= 1 else None
 
 
 @dataclass
@@ -101,21 +98,22 @@ class _TrainerWindow:
         self.beside_work = self.beside_work * keep + beside_ns * work_ns
 
     def rates(self) -> tuple[float, float]:
-        """(idle, beside). Where one was never seen without the other, both are the same."""
-        determinant = self.idle_idle * self.beside_beside - self.idle_beside**2
-        if determinant > 1e-3 * self.idle_idle * self.beside_beside:
-            idle = (self.idle_work * self.beside_beside - self.beside_work * self.idle_beside) / determinant
-            beside = (self.beside_work * self.idle_idle - self.idle_work * self.idle_beside) / determinant
-            return max(0.0, idle), max(0.0, beside)
+        """(idle, beside). Looks that do not tell the two apart leave them near their common mean."""
         total = self.idle_idle + 2 * self.idle_beside + self.beside_beside
-        rate = (self.idle_work + self.beside_work) / total if total else 0.0
-        return rate, rate
+        if total <= 0:
+            return 0.0, 0.0
+        mean, held = (self.idle_work + self.beside_work) / total, HELD * total
+        idle_idle, beside_beside = self.idle_idle + held, self.beside_beside + held
+        idle_work, beside_work = self.idle_work + held * mean, self.beside_work + held * mean
+        determinant = idle_idle * beside_beside - self.idle_beside**2
+        idle = (idle_work * beside_beside - beside_work * self.idle_beside) / determinant
+        beside = (beside_work * idle_idle - idle_work * self.idle_beside) / determinant
+        return max(0.0, idle), max(0.0, beside)
 
 
 @dataclass
 class _ModeWindow:
-    beside_ns: float = 0
-    idle_ns: float = 0
+    time_ns: float = 0
     services: dict[str, _ServiceWindow] = field(default_factory=dict)
     trainers: dict[str, _TrainerWindow] = field(default_factory=dict)
 
@@ -132,6 +130,7 @@ class Observer:
         self._leeway: dict[str, float] = {}
         self._rates: dict[str, _Rate] = {}
         self._modes: dict[str, Mode] = {}  # by device
+        self._mode_since_ns: dict[str, int] = {}
         self._last: Snapshot | None = None
         self._last_ns = 0
         self._recent = Windows()
@@ -140,18 +139,22 @@ class Observer:
         """The snapshot of the live rows now."""
         snapshot = Snapshot.of(jobs)
         if self._last is not None and 0 < now_ns - self._last_ns <= LONGEST_LOOK_NS:
-            self._learn(self._last, snapshot, now_ns - self._last_ns)
+            self._learn(self._last, snapshot, now_ns)
         self._last, self._last_ns = snapshot, now_ns
         memory = replace(self._memory(snapshot), recent=self._recent.look(snapshot.services, now_ns))
         return replace(snapshot, memory=memory)
 
     def decided(self, decision: Decision) -> None:
         """What was made of the last snapshot and holds from now on."""
+        for device, mode in decision.modes.items():
+            if mode != self._modes.get(device):
+                self._mode_since_ns[device] = self._last_ns
         self._modes = dict(decision.modes)
 
     # ---- learning
 
-    def _learn(self, before: Snapshot, after: Snapshot, elapsed_ns: int) -> None:
+    def _learn(self, before: Snapshot, after: Snapshot, now_ns: int) -> None:
+        elapsed_ns = now_ns - self._last_ns
         services = {service.key: service for service in before.services}
         trainers = {trainer.key: trainer for trainer in before.trainers}
         for now in after.services:
@@ -159,7 +162,8 @@ class Observer:
                 self._learn_service(was, now, elapsed_ns)
         for device in {service.device for service in after.services}:
             group = _group(after, device)
-            if group == _group(before, device):
+            settled = self._last_ns - self._mode_since_ns.get(device, 0) >= SETTLING_NS
+            if settled and group == _group(before, device):
                 pairs = [(services[s.key], s) for s in after.services if s.device == device and s.key in services]
                 beside = [(trainers[t.key], t) for t in after.trainers if t.device == device and t.key in trainers]
                 self._learn_mode(group, pairs, beside, elapsed_ns)
@@ -187,21 +191,16 @@ class Observer:
             return  # a share holds from a trainer's next step on
         window = self._windows.setdefault((group, mode), _ModeWindow())
         keep = 0.5 ** (elapsed_ns / HALF_LIFE_NS)
+        window.time_ns = window.time_ns * keep + elapsed_ns
+        for was, now in services:
+            requests, total_ns = now.beside_requests - was.beside_requests, now.beside_ns - was.beside_ns
+            window.services.setdefault(now.name, _ServiceWindow()).add(requests, total_ns, keep)
         busy_ns = min(elapsed_ns, max(now.busy_ns - was.busy_ns for was, now in services))
         beside_ns = min(elapsed_ns, max(now.busy_open_ns - was.busy_open_ns for was, now in services))
-        idle_ns = elapsed_ns - busy_ns
-        window.beside_ns = window.beside_ns * keep + beside_ns
-        window.idle_ns = window.idle_ns * keep + idle_ns
-        for was, now in services:
-            window.services.setdefault(now.name, _ServiceWindow()).add(
-                now.busy_ns - was.busy_ns,
-                now.busy_open_ns - was.busy_open_ns,
-                now.work_done - was.work_done,
-                keep,
-            )
         for trained, training in trainers:
             work_ns = training.work_ns - trained.work_ns
-            window.trainers.setdefault(training.name, _TrainerWindow()).add(idle_ns, beside_ns, work_ns, keep)
+            trainer = window.trainers.setdefault(training.name, _TrainerWindow())
+            trainer.add(elapsed_ns - busy_ns, beside_ns, work_ns, keep)
 
     # ---- what is told
 
@@ -233,15 +232,13 @@ class Observer:
                 for t in snapshot.trainers
                 if t.device == group[0] and t.name in window.trainers
             }
+            services = [s for s in snapshot.services if s.device == group[0] and s.name in window.services]
+            inflation = {s.key: window.services[s.name].inflation(mean_ns[s.key]) for s in services if s.key in mean_ns}
             found[group[0], mode] = Evidence(
-                beside_ns=round(window.beside_ns),
-                inflation={
-                    s.key: window.services[s.name].inflation(mean_ns[s.key])
-                    for s in snapshot.services
-                    if s.device == group[0] and s.name in window.services and s.key in mean_ns
-                },
+                time_ns=round(window.time_ns),
+                beside_requests=min((window.services[s.name].requests for s in services), default=0.0),
+                inflation={key: value for key, value in inflation.items() if value is not None},
                 rate_beside={key: beside for key, (_, beside) in rates.items()},
-                idle_ns=round(window.idle_ns),
                 rate_idle={key: idle for key, (idle, _) in rates.items()},
             )
         return found

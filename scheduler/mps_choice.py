@@ -5,6 +5,7 @@ services down even alone (CUDA graphs of many small kernels: 1.10 x on an H200),
 be made up for. So: MPS, unless the service alone under MPS would come too near its SLO.
 """
 
+
 def mps_pays(*, alone_p99_ns: float, slo_ns: float, slowdown: float, load: float) -> bool:
     """Whether MPS is to be had: ``slowdown`` is the mean service time alone under MPS over that without, ``load`` and
     ``alone_p99_ns`` are those without. The p99 is taken to grow as that of a queue does: with 1 / (1 - load).

@@ -49,6 +49,8 @@ class Service:
     met: int = 0
     missed: int = 0
     missed_anyway: int = 0  # of the missed: would have missed alone, too
+    beside_requests: int = 0  # requests that ran with the gate open from begin to end
+    beside_ns: int = 0  # their service times, summed
     busy_ns: int = 0  # time with a request open
     busy_open_ns: int = 0  # of it with the gate open
     open_requests: int = 0
@@ -102,11 +104,13 @@ OPEN = Mode(closed=False)
 class Evidence:
     """What was seen of the jobs of a device in one mode. Rates are predicted device time per time: 1 is a busy GPU."""
 
-    beside_ns: int = 0  # time with a request open and the gate open: what the next two rest on
+    time_ns: int = 0  # in that mode
+    beside_requests: float = 0  # the fewest of any service that ran beside training from begin to end
     inflation: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each service's work
     rate_beside: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each trainer
-    idle_ns: int = 0  # time with no request open
-    rate_idle: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of each trainer then
+    rate_idle: Mapping[JobKey, float] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # of each trainer while no request is open
 
     def in_words(self) -> str:
         """For a log."""
@@ -115,7 +119,7 @@ class Evidence:
         idle = ", ".join(f"{value:.2f}" for value in self.rate_idle.values()) or "?"
         return (
             f"requests take {inflation} x, training has {beside} of the device beside them and {idle} between them "
-            f"({self.beside_ns / 1e9:.1f} s beside, {self.idle_ns / 1e9:.1f} s between)"
+            f"({self.beside_requests:.0f} requests, {self.time_ns / 1e9:.1f} s)"
         )
 
 
@@ -259,6 +263,8 @@ def _service(job: JobView) -> Service:
         met=job.slo_met,
         missed=job.slo_missed,
         missed_anyway=job.missed_anyway,
+        beside_requests=job.beside_requests,
+        beside_ns=job.beside_ns,
         busy_ns=job.busy_ns,
         busy_open_ns=job.busy_open_ns,
         open_requests=job.open_requests,

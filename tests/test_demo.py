@@ -13,10 +13,13 @@ from herald.errors import ConfigError
 from herald.experiments import demo
 from herald.experiments.crew import Pair
 from herald.experiments.demo import Case, Options, Outcome, Tally
+from herald.experiments.trial import Trial
 
 
 def outcome(latencies_ms: Mapping[str, list[float]], steps: Mapping[str, int]) -> Outcome:
-    tallies = {name: Tally(latencies_ms[name], steps[name], training_s=10.0) for name in demo.PARTS}
+    tallies = {
+        name: Tally(latencies_ms[name], steps[name], training_s=10.0, busy_s=3.0, serving_s=10.0) for name in demo.PARTS
+    }
     facts = {"inference": {"python": "3", "torch": "2", "cuda": None}, "training": {}}
     return Outcome(Case(Pair("a", "b"), 20), slo_ms=15.0, tallies=tallies, facts=facts)  # type: ignore[arg-type]
 
@@ -62,6 +65,37 @@ def test_the_verdict_is_one_sentence_with_the_numbers() -> None:
     said = demo.verdict(MADE)
     assert "3.0x" in said
     assert "1.11x, 99.0% of requests met the SLO, and training ran at 60%" in said
+
+
+def test_the_load_is_the_share_of_the_time_in_which_the_service_works() -> None:
+    tally = Tally()
+    answer = {"scheduled_s": [0.0, 1.0], "begun_s": [0.0, 1.5], "done_s": [0.5, 2.0]}
+    for _ in range(2):
+        tally.add(Trial(answers={"inference": answer}, herald={}), seconds=4.0)
+    assert tally.load == 0.25
+    assert tally.latency_ms == [500.0, 1000.0] * 2
+
+
+def test_a_trial_of_training_alone_says_nothing_of_the_load() -> None:
+    tally = Tally()
+    tally.add(Trial(answers={"training": {"done_s": [0.5, 1.0]}}, herald={}), seconds=4.0)
+    assert (tally.steps_per_s, tally.load) == (2.0, 0.0)
+
+
+def test_the_figure_has_a_frontier_with_a_point_per_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda _figure: None)
+    demo.draw(MADE, tmp_path / "latency.png")
+    _, frontier = plt.gcf().axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in frontier.get_lines()}
+    assert points["each alone: training 1.00"] == [[pytest.approx(10 / 15), 1.0]]
+    assert points["shared: training 0.80"] == [[2.0, pytest.approx(0.8)]]
+    assert points["Herald: training 0.60"][0][1] == pytest.approx(0.6)
+    assert "1 - load = 0.70" in points
+    monkeypatch.undo()
+    plt.close("all")
 
 
 def test_the_slo_follows_from_the_runs_alone_unless_it_is_given() -> None:

@@ -10,7 +10,14 @@ from herald.errors import ConfigError
 from herald.layout import NO_QUEUE_LIMIT
 from herald.scheduler import feedback, policies, queueing
 from herald.scheduler.mps_choice import mps_pays
-from herald.scheduler.policies.herald import ALONE_REQUESTS, TRIED_REQUESTS, UNLUCKY, Herald
+from herald.scheduler.policies.herald import (
+    ALONE_REQUESTS,
+    IN_VAIN_NS,
+    TRIED_NS,
+    TRIED_REQUESTS,
+    UNLUCKY,
+    Herald,
+)
 from herald.scheduler.snapshot import (
     CLOSED,
     FREE_PLAN,
@@ -31,7 +38,6 @@ MS = 1_000_000
 GPU = "GPU-1"
 SERVICE, TRAINER = JobKey(0, 1), JobKey(1, 1)
 MEAN_NS = 20 * MS
-ENOUGH_NS = TRIED_REQUESTS * MEAN_NS
 NARROW, HALF = Mode(closed=False, sm_count=116), Mode(closed=False, sm_count=68)
 
 
@@ -44,8 +50,8 @@ def trainer(**fields: object) -> Trainer:
     return replace(Trainer(TRAINER, "train", GPU, 2 * MS, mps=True, sm_total=132), **fields)  # type: ignore[arg-type]
 
 
-def evidence(inflation: float, beside: float, idle: float = 1.0, beside_ns: int = ENOUGH_NS) -> Evidence:
-    return Evidence(beside_ns, {SERVICE: inflation}, {TRAINER: beside}, ENOUGH_NS, {TRAINER: idle})
+def evidence(inflation: float, beside: float, idle: float = 1.0) -> Evidence:
+    return Evidence(2 * TRIED_NS, 2 * TRIED_REQUESTS, {SERVICE: inflation}, {TRAINER: beside}, {TRAINER: idle})
 
 
 def memory(found: dict[Mode, Evidence], mode: Mode = CLOSED, **fields: object) -> Memory:
@@ -84,8 +90,19 @@ def test_an_untried_mode_is_tried_with_one_open_request_at_least() -> None:
 
 def test_shares_are_tried_only_where_there_is_inflation_to_bring_down() -> None:
     assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: NARROW}
-    assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8), NARROW: evidence(1.6, 0.7, 0.9)})).modes == {GPU: HALF}
+    assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8), NARROW: evidence(1.2, 0.8, 0.97)})).modes == {GPU: HALF}
     assert decide(Herald(), memory({OPEN: evidence(1.05, 0.9)})).modes == {GPU: OPEN}
+
+
+def test_a_larger_share_is_not_tried_where_a_small_one_brings_nothing() -> None:
+    seen = {OPEN: evidence(1.7, 0.8), NARROW: evidence(1.65, 0.5, 0.7)}
+    assert decide(Herald(), memory(seen), slo_ns=160 * MS).modes == {GPU: OPEN}
+
+
+def test_a_mode_in_which_no_request_gets_through_counts_as_harsh() -> None:
+    in_vain = Evidence(IN_VAIN_NS, 0, {}, {TRAINER: 0.1}, {TRAINER: 1.0})
+    decision = decide(Herald(), memory({OPEN: in_vain, NARROW: in_vain, HALF: in_vain}))
+    assert decision.modes == {GPU: CLOSED}
 
 
 def test_the_mode_with_the_most_training_is_chosen() -> None:

@@ -48,6 +48,7 @@ const Field kFields[] = {
     HERALD_FIELD(JobRow, floor_ppm), HERALD_FIELD(JobRow, slice_ns), HERALD_FIELD(JobRow, sm_count),
     HERALD_FIELD(JobRow, infeasible), HERALD_FIELD(JobRow, needed_ns), HERALD_FIELD(JobRow, rate_ppm), HERALD_FIELD(JobRow, ahead_ns), HERALD_FIELD(JobRow, busy_ns),
     HERALD_FIELD(JobRow, busy_open_ns), HERALD_FIELD(JobRow, solo_requests), HERALD_FIELD(JobRow, solo_ns),
+    HERALD_FIELD(JobRow, beside_requests), HERALD_FIELD(JobRow, beside_ns),
     HERALD_FIELD(JobRow, alone_ns), HERALD_FIELD(JobRow, missed_anyway), HERALD_FIELD(JobRow, tokens),
     HERALD_FIELD(JobRow, queued), HERALD_FIELD(JobRow, engine), HERALD_FIELD(JobRow, sm_total),
     HERALD_FIELD(JobRow, sm_granted), HERALD_FIELD(JobRow, sm_switches), HERALD_FIELD(JobRow, sm_switch_ns),

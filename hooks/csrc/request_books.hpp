@@ -57,14 +57,19 @@ class BusyTime {
     busy_ = busy;
   }
 
-  void set_gate(bool open) { open_ = open; }
+  void set_gate(bool open) {
+    if (open != open_) open_since_ns_ = open ? at_ns_ : INT64_MAX;
+    open_ = open;
+  }
 
+  int64_t open_since_ns() const { return open_since_ns_; }  // the gate; INT64_MAX: it is closed
   int64_t since_ns() const { return since_ns_; }  // the begin of this busy period
 
  private:
   JobRow& row_;
   int64_t at_ns_ = 0;
   int64_t since_ns_ = 0;
+  int64_t open_since_ns_ = INT64_MAX;
   bool busy_ = false;
   bool open_ = false;
 };

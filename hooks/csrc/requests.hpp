@@ -371,6 +371,9 @@ class HighJob {
     if (solo) {
       row_.solo_requests.fetch_add(1, std::memory_order_relaxed);
       row_.solo_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
+    } else if (busy_.open_since_ns() <= start) {
+      row_.beside_requests.fetch_add(1, std::memory_order_relaxed);
+      row_.beside_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
     }
     if (work_.empty()) progress_.publish_none();
     return queue.alone.finish(r.arrival_ns, alone, now);

@@ -44,13 +44,18 @@ from herald.scheduler.snapshot import (
     TrainerPlan,
 )
 
-# Requests alone before anything is built on their mean; requests' worth of time beside training before a mode counts.
+# A mode is tried once so many requests ran beside training from begin to end, and for so long; or, where hardly any
+# gets that far, for long without.
 ALONE_REQUESTS = 20
-TRIED_REQUESTS = 15
+TRIED_REQUESTS = 12
+TRIED_NS = 1_500_000_000
+IN_VAIN_NS = 10_000_000_000
 GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
+HARSH_INFLATION = 4.0  # of one that was tried in vain
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
-STILL_TRYING = 1.3  # a mode in use is tried for longer than what is asked of one that is not
+STILL_TRYING = 1.3  # a mode in use is tried for longer than is asked of one that is not: the edge is crossed once
 HYSTERESIS = 1.05
+WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it leaves hope for a larger one
 UNLUCKY = -1.5  # with less leeway, nothing new is tried
 SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
 SM_GROUP = 8
@@ -66,7 +71,9 @@ class Herald:
     time: bool = True
     laxity: bool = True
     feedback: bool = True
-    quantile: float = 0.99  # of the remaining time of requests whose progress is known
+    quantile: float = (
+        0.95  # of remaining time: of higher ones too little is known, and what they hold is mostly the host
+    )
     inflation: float = 1.05  # of remaining work once the gate is closed: light ops pass it, and the memory is shared
 
     def decide(self, snapshot: Snapshot, now_ns: int, /) -> Decision:  # noqa: ARG002 - all that matters is relative
@@ -89,6 +96,8 @@ class Herald:
             for mode in candidates:
                 if mode not in view.tried and not mode.closed:
                     return mode
+                if mode.sm_count and self._worth(view, mode) < WORTH_MORE * self._worth(view, OPEN):
+                    break  # what a small share does not bring, a larger one does not
         known = [mode for mode in candidates if mode.closed or mode in view.tried] or [OPEN]
         worth = {mode: self._worth(view, mode) for mode in known}
         best = max(known, key=worth.__getitem__)
@@ -171,8 +180,6 @@ class _View:
         trainers = tuple(t for t in snapshot.trainers if t.device == device)
         seen = {mode: evidence for (where, mode), evidence in memory.evidence.items() if where == device}
         present = memory.mode.get(device, CLOSED)
-        enough_ns = TRIED_REQUESTS * max(memory.alone_mean_ns.get(s.key, 0.0) for s in services)
-        needed_ns = {mode: enough_ns * (STILL_TRYING if mode == present else 1) for mode in seen}
         return cls(
             device=device,
             services=services,
@@ -181,7 +188,11 @@ class _View:
             mode=present,
             margin_ns=residual_ns(snapshot, device) + RELEASE_NS,
             knows_services=all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services),
-            tried={mode: found for mode, found in seen.items() if mode.closed or found.beside_ns >= needed_ns[mode]},
+            tried={
+                mode: found
+                for mode, found in seen.items()
+                if mode.closed or _is_enough(found, STILL_TRYING if mode == present else 1.0)
+            },
             best_idle={t.key: max((e.rate_idle.get(t.key, 0.0) for e in seen.values()), default=0.0) for t in trainers},
         )
 
@@ -190,7 +201,7 @@ class _View:
         if mode.closed:
             return 1.0
         tried = self.tried.get(mode)
-        return guess if tried is None else tried.inflation.get(service.key, guess)
+        return guess if tried is None else tried.inflation.get(service.key, HARSH_INFLATION)
 
     def load(self, service: Service) -> float:
         """Arrival rate x mean time alone."""
@@ -224,6 +235,11 @@ class _View:
         total = totals.pop()
         asides = sorted({round(total * share / SM_GROUP) * SM_GROUP for share in SHARES})
         return [Mode(closed=False, sm_count=total - aside) for aside in asides if 0 < aside < total]
+
+
+def _is_enough(seen: Evidence, times: float) -> bool:
+    in_vain = seen.time_ns >= times * IN_VAIN_NS
+    return in_vain or (seen.beside_requests >= times * TRIED_REQUESTS and seen.time_ns >= times * TRIED_NS)
 
 
 def _round_up(ns: int) -> int:

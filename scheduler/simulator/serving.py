@@ -81,6 +81,7 @@ class Serving:
         self._busy_since_ns = 0
         self._alone_done_ns = 0  # when the last request would have been done, had the service been alone
         self._busy_ns = self._busy_open_ns = 0
+        self._met_a_closed_gate = False  # the request at work
         self._held_ns = 0
         self._hold_since_ns: int | None = None
         self.finished: list[Finished] = []
@@ -114,6 +115,7 @@ class Serving:
         self._busy_ns += by_ns
         self._busy_open_ns += by_ns if gate_open else 0
         self._open[0].left_ns -= by_ns * rate
+        self._met_a_closed_gate = self._met_a_closed_gate or not gate_open
 
     def step(self, now_ns: int) -> bool:
         """Whatever is due now: requests end and begin. False if none did."""
@@ -142,6 +144,7 @@ class Serving:
         request = self._open.popleft()
         self._wish = None
         self._urgent = max(0, self._urgent - 1)
+        beside, self._met_a_closed_gate = not self._met_a_closed_gate, False
         if self._open:
             self._open[0].work_began_ns = now_ns
         latency_ns, service_ns = now_ns - request.arrival_ns, now_ns - request.work_began_ns
@@ -150,15 +153,18 @@ class Serving:
         self._alone_done_ns = max(self._alone_done_ns, request.arrival_ns) + request.alone_ns
         alone_latency_ns = self._alone_done_ns - request.arrival_ns
         self.finished.append(Finished(request.arrival_ns, latency_ns, service_ns, alone_latency_ns))
-        self._count(self.finished[-1], solo=solo)
+        self._count(self.finished[-1], solo=solo, beside=beside)
 
-    def _count(self, done: Finished, *, solo: bool) -> None:
+    def _count(self, done: Finished, *, solo: bool, beside: bool) -> None:
         # A real row's service time counts from the begin, which here is the arrival.
         self._table.record(self._row, latency_ns=done.latency_ns, service_ns=done.latency_ns)
         row = self._view
         if solo:
             row.solo_requests += 1
             row.solo_ns += done.service_ns
+        elif beside:
+            row.beside_requests += 1
+            row.beside_ns += done.service_ns
         if not self.model.slo_ns:
             return
         if done.latency_ns <= self.model.slo_ns:
