@@ -198,6 +198,8 @@ class Observer:
         busy_ns = min(elapsed_ns, max(now.busy_ns - was.busy_ns for was, now in services))
         beside_ns = min(elapsed_ns, max(now.busy_open_ns - was.busy_open_ns for was, now in services))
         for trained, training in trainers:
+            if not (trained.armed and training.armed):
+                continue  # nobody counts what it issues
             work_ns = training.work_ns - trained.work_ns
             trainer = window.trainers.setdefault(training.name, _TrainerWindow())
             trainer.add(elapsed_ns - busy_ns, beside_ns, work_ns, keep)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 NUM_REQUESTS = 2_500
 NO_LIMIT = 50  # open requests: more is no queue that an SLO allows
-LIMITS = (0, 1, 2, 3, 4, 6, 9, NO_LIMIT)
+FREE = 51  # the gate does not close for lack of slack either, and need not be there
+LIMITS = (0, 1, 2, 3, 4, 6, 9, NO_LIMIT, FREE)
 SAFETY = 0.7  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
 LONG_SHARE = 0.1  # of requests are long ones, where service times vary
@@ -79,9 +80,9 @@ def _play(load: float, inflation: float, slo: float, spread: float, limit: int) 
             left.append(works[taken])
             taken += 1
             continue
-        closed = spent or len(left) > limit
+        closed = limit != FREE and (spent or len(left) > limit)
         slack = math.inf
-        if not closed:
+        if not closed and limit != FREE:
             ahead = 0.0
             for deadline, work in zip(deadlines, left, strict=True):
                 ahead += work

@@ -81,6 +81,7 @@ class Trainer:
     sm_granted: int = 0  # SMs that its ops run on now; 0: all
     weight: float = 1.0  # its share beside other trainers
     floor: float = 0.0  # the progress that it is promised, as a share of that alone
+    armed: bool = True  # its hook is on, so that what it issues is counted
     rate_ppm: int = 0  # its plan now: device time that it may issue, in millionths of time; 0: no limit
 
 
@@ -290,5 +291,6 @@ def _trainer(job: JobView) -> Trainer:
         sm_granted=job.sm_granted,
         weight=job.weight,
         floor=job.floor,
+        armed=bool(job.armed),
         rate_ppm=job.rate_ppm,
     )

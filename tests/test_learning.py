@@ -23,7 +23,7 @@ class World:
 
     def attach(self) -> None:
         self.service = self.table.add_job(name="chat", priority="high", device=GPU, slo_ns=80 * MS)
-        self.trainer = self.table.add_job(name="train", priority="low", device=GPU, sm_total=132)
+        self.trainer = self.table.add_job(name="train", priority="low", device=GPU, sm_total=132, armed=1)
 
     def look(self) -> Snapshot:
         return self.observer.observe(self.table.jobs(), self.clock())
@@ -140,7 +140,7 @@ def test_a_pair_that_comes_back_is_known(world: World) -> None:
 def test_another_neighbour_is_another_pair(world: World) -> None:
     world.alone()
     world.beside(1.7, 0.8)
-    world.table.add_job(name="other", priority="low", device=GPU)
+    world.table.add_job(name="other", priority="low", device=GPU, armed=1)
     assert (GPU, OPEN) not in world.look().memory.evidence
 
 

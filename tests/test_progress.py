@@ -3,6 +3,7 @@
 import ctypes
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -334,18 +335,20 @@ def test_steps_of_work_that_is_no_forward_are_said(table: Table) -> None:
         assert job.stats().requests_done == FEWEST + 1
 
 
-def test_a_forward_for_several_requests_is_a_step_of_none(table: Table) -> None:
-    """Which of a batch it worked for cannot be told, and a step too many would close the gate too late."""
+def test_with_several_requests_open_a_forward_is_a_step_of_the_oldest(table: Table) -> None:
+    """A front end begins them as they come, and one thread serves them in turn."""
     model = torch.nn.Linear(4, 4)
     with herald.attach(model, priority="high", slo="500s") as job:
-        batch = [job.begin(), job.begin()]
-        for _ in range(3):
-            model(torch.zeros(1, 4))
-        batch[1].end()
-        model(torch.zeros(1, 4))
-        batch[0].first_token()  # its steps are taken for tokens from now on
-        batch[0].end()
-        assert job.stats().tokens == 1
+        with ThreadPoolExecutor(1) as front_end:
+            queue = [front_end.submit(job.begin).result() for _ in range(2)]
+        tokens = []
+        for num_steps, request in zip((3, 5), queue, strict=True):
+            for _ in range(num_steps):
+                model(torch.zeros(1, 4))
+            request.first_token()  # its steps are taken for tokens from now on
+            request.end()
+            tokens.append(job.stats().tokens)
+        assert tokens == [3, 3 + 5]
 
 
 def test_the_agent_of_another_process_follows_progress_by_the_plan_of_this_one(domain: str, child) -> None:

@@ -40,6 +40,37 @@ def test_the_gate_is_closed_exactly_while_a_request_is_open(table: Table) -> Non
         assert job.stats().closes == 1
 
 
+def test_under_a_plan_that_never_closes_trainers_need_not_look_out(table: Table) -> None:
+    with herald.attach(priority="high", slo="10s", device="cpu") as job:
+
+        def is_announced() -> bool:
+            with job.request():  # a plan is taken up at the next request, or the agent's next beat
+                pass
+            return table.gate_words()["cpu", layout.CLASS_ATTACHED] != 0
+
+        assert is_announced()
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        assert not is_announced()
+        plan(table, job, LEAD_NEVER, 1)
+        assert is_announced()
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        assert not is_announced()
+    assert table.gate_words()["cpu", layout.CLASS_ATTACHED] == 0
+
+
+def test_requests_are_told_apart_by_who_had_the_device(table: Table) -> None:
+    with herald.attach(priority="high", slo="10s", device="cpu") as job:
+        for _ in range(3):
+            with job.request():
+                pass
+        plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+        for _ in range(5):
+            with job.request():
+                pass
+        assert (job.stats().solo_requests, job.stats().beside_requests) == (3, 5)
+        assert 0 < job.stats().beside_ns <= job.stats().busy_open_ns
+
+
 def test_overlapping_requests_hold_the_gate_until_the_last_ends_in_any_order(table: Table) -> None:
     with herald.attach(priority="high", device="cpu") as job:
         requests = [job.begin() for _ in range(3)]

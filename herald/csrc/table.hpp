@@ -255,7 +255,8 @@ class TableView {
     return *reinterpret_cast<a32*>(gates() + (uint64_t{device} * kNumClasses + cls) * kGateStride);
   }
 
-  // The high-priority jobs of a device, a bit each: light ops have no gate, so their word says who is there at all.
+  // The high-priority jobs of a device whose plans may close its gate, a bit each: light ops have no gate, so their word
+  // says so. Set at claim; then the job's own.
   a32& attached(uint32_t device) const { return gate(device, kClassAttached); }
 
   // A fresh, zeroed segment becomes a table. Under the membership lock.

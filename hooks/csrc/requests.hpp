@@ -107,24 +107,20 @@ class HighJob {
     return settle(now_ns());
   }
 
-  // The request that a forward on this thread works for: the only one that this thread has open, or else the only one
-  // of all. -1: that cannot be told (a forward for a batch of them).
+  // The request that a forward on this thread works for: the oldest that this thread has begun, or else, where others
+  // begin them (a front end), the oldest of all. -1: none, or an engine's, whose forwards are parts of its steps.
   int64_t at_work() {
     Guard guard(mutex_);
     const pthread_t self = pthread_self();
-    int64_t own = -1, any = -1;
-    uint32_t num_own = 0, num_any = 0;
-    if (engine_ || work_.size() > kMostToSearch) return -1;
-    for (const uint32_t slot : work_) {
-      const Request& r = requests_[slot];
+    int64_t oldest = -1;
+    if (engine_) return -1;
+    for (size_t i = 0; i < work_.size() && i < kMostToSearch; ++i) {
+      const Request& r = requests_[work_[i]];
       if (r.ended) continue;
-      any = id_of(slot);
-      ++num_any;
-      if (!pthread_equal(r.thread, self)) continue;
-      own = any;
-      ++num_own;
+      if (pthread_equal(r.thread, self)) return id_of(work_[i]);
+      if (oldest < 0) oldest = id_of(work_[i]);
     }
-    return num_own == 1 ? own : num_own == 0 && num_any == 1 ? any : -1;
+    return oldest;
   }
 
   // The request's work up to a checkpoint, or (0) one more step of it, is enqueued on the current stream (CUDA) or done
@@ -408,6 +404,7 @@ class HighJob {
 
   // Makes the gate what it should be now; returns when that may change without a begin or an end.
   int64_t settle(int64_t now) {
+    if (!detached_) tell_whether_it_closes();
     busy_.pass(now);
     busy_.set_busy(!work_.empty());
     int64_t next = kNever;
@@ -425,6 +422,21 @@ class HighJob {
     }
     busy_.set_gate(gate.load(std::memory_order_relaxed) == 0);
     return next;
+  }
+
+  // Where the plan never closes the gate, trainers need not look out for this job: their hooks may rest.
+  void tell_whether_it_closes() {
+    const bool closes = row_.lead_ns.load(std::memory_order_acquire) > kLeadNever ||
+                        row_.queue_limit.load(std::memory_order_relaxed) < UINT32_MAX ||
+                        row_.slice_ns.load(std::memory_order_relaxed) > 0;
+    if (closes == closes_) return;
+    closes_ = closes;
+    a32& word = table_.attached(row_.device);
+    if (closes) {
+      word.fetch_or(1u << row_.bit, std::memory_order_seq_cst);
+    } else {
+      word.fetch_and(~(1u << row_.bit), std::memory_order_seq_cst);
+    }
   }
 
   bool wants_closed(int64_t now, int64_t* next) {
@@ -531,6 +543,7 @@ class HighJob {
   uint32_t holders_ = 0;          // of the work: may hold the gate
   bool engine_ = false;
   bool closed_ = false;
+  bool closes_ = true;  // the plan may close the gate, and the attached word says so
   bool detached_ = false;
   Queue queues_[16];
   int64_t closed_since_ = 0;

@@ -5,6 +5,7 @@ In an open mode a service closes its gate when
 
     some request's slack is used up         slack = deadline - margin - remaining work ahead of it and its own, alone
     or more than `limit` requests are open
+    (never, where requests are in time without: then trainers need no hook either, and pay nothing for it)
 
 The first rule is the guarantee of each request: what is open is served alone from then on and is in time. But slack
 that one request spends is slack that those behind it lack, so the second keeps some for them: `limit` is the most with
@@ -59,7 +60,6 @@ WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it 
 UNLUCKY = -1.5  # with less leeway, nothing new is tried
 SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
 SM_GROUP = 8
-NO_LIMIT = queueing.NO_LIMIT
 _GRAIN_NS = 100_000  # leads are rounded up, so that a jittering prediction is not a new plan every tick
 
 
@@ -119,9 +119,7 @@ class Herald:
         for service in view.services:
             limit = self._limit(view, service, mode)
             slo, spread = view.in_means(service)
-            comes = queueing.play(
-                view.load(service), view.inflation(service, mode), slo, spread, NO_LIMIT if limit is None else limit
-            )
+            comes = queueing.play(view.load(service), view.inflation(service, mode), slo, spread, limit)
             idle *= comes.idle
             open_ *= comes.idle + comes.beside
         worth = weights = 0.0
@@ -131,12 +129,12 @@ class Herald:
             weights += trainer.weight
         return worth / weights
 
-    def _limit(self, view: "_View", service: Service, mode: Mode) -> int | None:
-        """How many requests may be open before the gate closes; 0: none. None: any number."""
+    def _limit(self, view: "_View", service: Service, mode: Mode) -> int:
+        """How many requests may be open before the gate closes: one of `queueing.LIMITS`."""
         if mode.closed or not self.laxity:
             return 0
         if not self.time:
-            return None
+            return queueing.FREE
         if service.slo_ns is None:
             return 0
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
@@ -149,13 +147,13 @@ class Herald:
 
     def _plan(self, view: "_View", service: Service, mode: Mode) -> Plan:
         limit = self._limit(view, service, mode) if view.knows_services or not self.time else 0
-        if limit is None:
+        if limit == queueing.FREE:
             return FREE_PLAN
-        if limit < 1:
+        if limit == 0:
             return STRICT_PLAN
         margin_ns = _round_up(view.margin_ns)
         pace = Pace(margin_ns, round(self.inflation * 1e6), round(self.quantile * 1e6))
-        limit = limit if limit < NO_LIMIT else NO_QUEUE_LIMIT
+        limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
         return Plan(_round_up(margin_ns + round(view.alone_ns(service) * self.inflation)), limit, pace)
 
 
