@@ -22,6 +22,7 @@ from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory
 
 HALF_LIFE_NS = 60e9
 SETTLING_NS = 250_000_000
+JOINING_NS = 1_000_000_000  # what jobs do first is not what they do
 HELD = 0.01  # weight of the common mean in the least squares
 LOAD_HALF_LIVES_NS = (4e9, 20e9)  # of arrivals
 SURGE = 1.5  # of the quick estimate over the slow one, from which on it is believed
@@ -131,6 +132,7 @@ class Observer:
         self._rates: dict[str, _Rate] = {}
         self._modes: dict[str, Mode] = {}  # by device
         self._mode_since_ns: dict[str, int] = {}
+        self._joined_ns: dict[str, int] = {}  # when a job last joined or left, by device
         self._last: Snapshot | None = None
         self._last_ns = 0
         self._recent = Windows()
@@ -162,8 +164,10 @@ class Observer:
                 self._learn_service(was, now, elapsed_ns)
         for device in {service.device for service in after.services}:
             group = _group(after, device)
+            if _keys(after, device) != _keys(before, device):
+                self._joined_ns[device] = now_ns
             settled = self._last_ns - self._mode_since_ns.get(device, 0) >= SETTLING_NS
-            if settled and group == _group(before, device):
+            if settled and self._last_ns - self._joined_ns.get(device, 0) >= JOINING_NS:
                 pairs = [(services[s.key], s) for s in after.services if s.device == device and s.key in services]
                 beside = [(trainers[t.key], t) for t in after.trainers if t.device == device and t.key in trainers]
                 self._learn_mode(group, pairs, beside, elapsed_ns)
@@ -198,9 +202,9 @@ class Observer:
         busy_ns = min(elapsed_ns, max(now.busy_ns - was.busy_ns for was, now in services))
         beside_ns = min(elapsed_ns, max(now.busy_open_ns - was.busy_open_ns for was, now in services))
         for trained, training in trainers:
-            if not (trained.armed and training.armed):
-                continue  # nobody counts what it issues
             work_ns = training.work_ns - trained.work_ns
+            if not (trained.armed and training.armed) or (work_ns == 0 and beside_ns + elapsed_ns > busy_ns):
+                continue  # nobody counts what it issues, or it issues nothing though it could
             trainer = window.trainers.setdefault(training.name, _TrainerWindow())
             trainer.add(elapsed_ns - busy_ns, beside_ns, work_ns, keep)
 
@@ -244,6 +248,11 @@ class Observer:
                 rate_idle={key: idle for key, (idle, _) in rates.items()},
             )
         return found
+
+
+def _keys(snapshot: Snapshot, device: str) -> set[JobKey]:
+    services = {service.key for service in snapshot.services if service.device == device}
+    return services | {trainer.key for trainer in snapshot.trainers if trainer.device == device}
 
 
 def _group(snapshot: Snapshot, device: str) -> _Group:

@@ -16,7 +16,7 @@ NUM_REQUESTS = 2_500
 NO_LIMIT = 50  # open requests: more is no queue that an SLO allows
 FREE = 51  # the gate does not close for lack of slack either, and need not be there
 LIMITS = (0, 1, 2, 3, 4, 6, 9, NO_LIMIT, FREE)
-SAFETY = 0.7  # of what the target allows to be late: the model is a model
+SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
 LONG_SHARE = 0.1  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
@@ -34,10 +34,11 @@ def best_rung(load: float, inflation: float, slo: float, spread: float, target: 
     """How many requests may be open before the gate closes: the index in LIMITS of the most that is good enough.
 
     ``slo``: less what still runs once the gate closes. ``spread``: a long service time, in means. Good enough:
-    a share ``target`` of requests is in time, or what is with a gate that closes at once.
+    a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot be held with
+    a gate that closes at once gets that.
     """
     point = _on_grid(load, inflation, slo, spread)
-    allowed = max(SAFETY * (1 - target), _play(*point, 0).late + UNAVOIDED)
+    allowed = max(SAFETY * (1 - target), min(1 - target, _play(*point, 0).late + UNAVOIDED))
     best = 0
     for rung, limit in enumerate(LIMITS):
         if _play(*point, limit).late > allowed:
