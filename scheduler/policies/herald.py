@@ -13,7 +13,7 @@ which a queue of such requests, played through at the present load and inflation
 moved by the leeway, which corrects that model by what came of it (`feedback`). Inflation and training's rates are
 learnt in each mode, of each pair of jobs (`learning`). A mode that was not tried is tried for a few requests, under the
 same two rules. Then the mode with the most training is chosen, by the same model, and kept unless another is better by
-KEPT, or by HYSTERESIS where SMs have to change hands.
+KEPT, or by HYSTERESIS where it takes a share.
 
 Arguments leave parts out, for ablations: no-space (no SM shares), no-time (the gate never closes), no-laxity (it always
 closes when a request begins), no-feedback (no leeway).
@@ -55,8 +55,8 @@ GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share eve
 HARSH_INFLATION = 4.0  # of one that was tried in vain
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
 STILL_TRYING = 1.3  # a mode in use is tried for longer than is asked of one that is not: the edge is crossed once
-HYSTERESIS = 1.08  # of a mode with another share: what training has warm, it has for one
-KEPT = 1.01  # of one with the same
+HYSTERESIS = 1.05  # of a mode with a share: SMs change hands, and training's memory is warm for another stream
+KEPT = 1.01  # of one without
 WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it leaves hope for a larger one
 UNLUCKY = -1.5  # with less leeway, nothing new is tried
 SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
@@ -102,7 +102,7 @@ class Herald:
         known = [mode for mode in candidates if mode.closed or mode in view.tried] or [OPEN]
         worth = {mode: self._worth(view, mode) for mode in known}
         best = max(known, key=worth.__getitem__)
-        kept = KEPT if best.sm_count == view.mode.sm_count else HYSTERESIS
+        kept = HYSTERESIS if best.sm_count not in (0, view.mode.sm_count) else KEPT
         return view.mode if worth.get(view.mode, 0.0) * kept >= worth[best] else best
 
     def _is_unlucky(self, view: "_View") -> bool:
