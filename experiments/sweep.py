@@ -18,6 +18,7 @@ from herald.experiments.crew import Pair
 from herald.experiments.plan import existing_profile, rotated
 from herald.experiments.rows import Row
 from herald.experiments.settings import MPS_CHOICES, Setting
+from herald.scheduler import queueing
 from herald.scheduler.mps_choice import mps_pays
 
 REFERENCE = "alone"  # the setting whose p99 makes the SLOs
@@ -124,7 +125,7 @@ def controller_states(sweep: Sweep, service: Row, factor: float | None) -> set[b
 
 def chosen_mps(service: Row, load: float, factor: float) -> bool:
     """Whether Herald runs under MPS at an SLO of ``factor`` x the p99 alone."""
-    return mps_pays(alone_p99_ns=1.0, slo_ns=factor, slowdown=service["slowdown"], load=load)
+    return mps_pays(slo=factor * queueing.alone_p99(load), slowdown=service["slowdown"], load=load)
 
 
 def check(sweep: Sweep) -> None:

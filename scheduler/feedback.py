@@ -12,7 +12,7 @@ of misses reaches the strict plan, and the way back takes hundreds of requests.
 """
 
 DOWN = 0.5  # rungs, per miss: two misses in a row are one rung
-MOST = 1.0  # what success alone may add to the model
+MOST = 3.0  # what success alone may add to the model
 LEAST = -9.0  # from any rung to the lowest
 
 

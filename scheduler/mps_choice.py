@@ -1,16 +1,29 @@
 """Whether to run a pair of jobs under MPS: a pure rule, for whoever starts them (the choice cannot change later).
 
-MPS lets requests and training run side by side, so wherever requests have slack it is worth having. But it slows some
-services down even alone (CUDA graphs of many small kernels: 1.10 x on an H200), and what makes them late alone cannot
-be made up for. So: MPS, unless the service alone under MPS would come too near its SLO.
+MPS lets requests and training run side by side, which is worth what slack there is. But it slows some services down
+even alone (CUDA graphs of many small kernels: 1.08 to 1.10 x on an H200), and that is lost at once. So the queue is
+played through, as the controller does: without MPS with a gate that closes at once, since there contexts take turns
+anyway; under MPS as far as the SLO lets requests run beside training, at a guess of what they do to each other.
 """
 
+from herald.scheduler import queueing
 
-def mps_pays(*, alone_p99_ns: float, slo_ns: float, slowdown: float, load: float) -> bool:
-    """Whether MPS is to be had: ``slowdown`` is the mean service time alone under MPS over that without, ``load`` and
-    ``alone_p99_ns`` are those without. The p99 is taken to grow as that of a queue does: with 1 / (1 - load).
+GUESSED_INFLATION = 2.0
+GUESSED_RATE = 0.75  # of training beside requests
+TIE = 0.99  # what is lost for sure against what is guessed
+
+
+def mps_pays(*, slo: float, slowdown: float, load: float, target: float = 0.99) -> bool:
+    """Whether MPS is to be had. ``slo``: in mean service times alone without MPS; ``slowdown``: the mean service time
+    alone under MPS over that; ``load``: arrivals x mean service time, without MPS.
     """
-    under_mps = slowdown * load
-    if under_mps >= 1:
+    if slowdown * load >= 1:
         return False
-    return alone_p99_ns * slowdown * (1 - load) / (1 - under_mps) <= slo_ns
+    slo_under = slo / slowdown
+    without = queueing.play(load, 1.0, slo, 1.0, 0)
+    alone_under = queueing.play(load * slowdown, 1.0, slo_under, 1.0, 0)
+    if alone_under.late > max(1 - target, without.late + queueing.UNAVOIDED):
+        return False
+    rung = queueing.best_rung(load * slowdown, GUESSED_INFLATION, slo_under, 1.0, target)
+    under = queueing.play(load * slowdown, GUESSED_INFLATION, slo_under, 1.0, queueing.LIMITS[rung])
+    return under.idle + GUESSED_RATE * under.beside >= TIE * without.idle

@@ -18,7 +18,7 @@ FREE = 51  # the gate does not close for lack of slack either, and need not be t
 LIMITS = (0, 1, 2, 3, 4, 6, 9, NO_LIMIT, FREE)
 SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
-LONG_SHARE = 0.1  # of requests are long ones, where service times vary
+LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
 
 
@@ -53,13 +53,22 @@ def play(load: float, inflation: float, slo: float, spread: float, limit: int) -
 
 
 def _on_grid(load: float, inflation: float, slo: float, spread: float) -> tuple[float, float, float, float]:
-    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, spread to 0.5."""
+    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, spread to 0.25."""
     return (
         min(MOST_LOAD, round(load * 20) / 20),
         1.06 ** round(math.log(max(1.0, inflation), 1.06)),
         1.03 ** round(math.log(max(0.1, slo), 1.03)),
-        max(1.0, round(spread * 2) / 2),
+        max(1.0, round(spread * 4) / 4),
     )
+
+
+@cache
+def alone_p99(load: float) -> float:
+    """The latency alone that 99 % of requests do not exceed."""
+    latency = 1.0
+    while play(load, 1.0, latency, 1.0, 0).late > 0.01:
+        latency *= 1.03
+    return latency
 
 
 @cache
@@ -110,7 +119,7 @@ def _play(load: float, inflation: float, slo: float, spread: float, limit: int) 
 
 @cache
 def _works(spread: float) -> tuple[float, ...]:
-    """Service times of mean 1, a tenth of them ``spread`` long."""
+    """Service times of mean 1, some of them ``spread`` long."""
     numbers = random.Random("service times")
     short = max(0.05, (1 - LONG_SHARE * spread) / (1 - LONG_SHARE))
     return tuple(spread if numbers.random() < LONG_SHARE else short for _ in range(NUM_REQUESTS))

@@ -248,9 +248,20 @@ def test_half_of_what_the_target_allows_is_in_balance() -> None:
 # ---- with or without MPS
 
 
-def test_mps_unless_the_service_is_late_with_it_alone() -> None:
-    decode = {"alone_p99_ns": 180.0 * MS, "slowdown": 1.10, "load": 0.4}
-    assert not mps_pays(slo_ns=1.1 * 180 * MS, **decode)
-    assert mps_pays(slo_ns=1.5 * 180 * MS, **decode)
-    assert mps_pays(alone_p99_ns=50 * MS, slo_ns=55 * MS, slowdown=1.0, load=0.4)
-    assert not mps_pays(alone_p99_ns=50 * MS, slo_ns=1e12, slowdown=2.0, load=0.6)
+def test_mps_where_what_it_brings_is_more_than_what_it_costs_alone() -> None:
+    assert mps_pays(slo=3.3, slowdown=1.0, load=0.4)
+    assert not mps_pays(slo=3.3, slowdown=1.10, load=0.4)  # late with it alone
+    assert not mps_pays(slo=4.2, slowdown=1.10, load=0.4)  # in time, but with no slack to share
+    assert mps_pays(slo=7.0, slowdown=1.10, load=0.4)
+    assert not mps_pays(slo=1e6, slowdown=2.0, load=0.6)  # more than there is time for
+
+
+def test_the_p99_alone_grows_with_the_load() -> None:
+    assert queueing.alone_p99(0.1) < queueing.alone_p99(0.4) < queueing.alone_p99(0.8)
+    assert queueing.alone_p99(0.4) == pytest.approx(3.58, rel=0.1)  # M/D/1
+
+
+def test_nothing_is_tried_where_the_slo_leaves_no_slack() -> None:
+    decision = decide(Herald(), memory({}), slo_ns=55 * MS)
+    assert decision.modes == {GPU: CLOSED}
+    assert decision.plans == {SERVICE: STRICT_PLAN}

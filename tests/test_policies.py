@@ -201,7 +201,7 @@ def test_a_snapshot_says_what_the_table_says() -> None:
     table = memory_table()
     chat = table.add_job(name="chat", slo_ns=50 * MS)
     table.add_job(name="batch", device="GPU-1")
-    vgg = table.add_job(name="vgg16", priority="low", longest_op_ns=3 * MS)
+    vgg = table.add_job(name="vgg16", priority="low", longest_op_ns=3 * MS, armed=1)
     table.record(chat, latency_ns=30 * MS, service_ns=20 * MS, count=5)
 
     snapshot = Snapshot.of(table.jobs())

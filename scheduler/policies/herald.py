@@ -52,6 +52,7 @@ TRIED_REQUESTS = 12
 TRIED_NS = 1_500_000_000
 IN_VAIN_NS = 10_000_000_000
 GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
+HOPED_INFLATION = 1.5  # where not even this would leave a request any slack, nothing is tried
 HARSH_INFLATION = 4.0  # of one that was tried in vain
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
 STILL_TRYING = 1.3  # a mode in use is tried for longer than is asked of one that is not: the edge is crossed once
@@ -93,7 +94,7 @@ class Herald:
         if not view.trainers or not view.knows_services:
             return CLOSED
         candidates = self._candidates(view)
-        if not self._is_unlucky(view):
+        if not self._is_unlucky(view) and self._has_slack(view):
             for mode in candidates:
                 if mode not in view.tried and not mode.closed:
                     return mode
@@ -104,6 +105,13 @@ class Herald:
         best = max(known, key=worth.__getitem__)
         kept = HYSTERESIS if best.sm_count not in (0, view.mode.sm_count) else KEPT
         return view.mode if worth.get(view.mode, 0.0) * kept >= worth[best] else best
+
+    def _has_slack(self, view: "_View") -> bool:
+        return all(self._rung(view, service, HOPED_INFLATION) > 0 for service in view.services)
+
+    def _rung(self, view: "_View", service: Service, inflation: float) -> int:
+        slo, spread = view.in_means(service)
+        return queueing.best_rung(view.load(service), inflation, slo, spread, service.target)
 
     def _is_unlucky(self, view: "_View") -> bool:
         return self.feedback and min(view.memory.leeway.get(s.key, 0.0) for s in view.services) < UNLUCKY
@@ -142,8 +150,7 @@ class Herald:
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
         if mode not in view.tried:
             return int(service.slo_ns > view.margin_ns + view.alone_ns(service))
-        slo, spread = view.in_means(service)
-        rung = queueing.best_rung(view.load(service), view.inflation(service, mode), slo, spread, service.target)
+        rung = self._rung(view, service, view.inflation(service, mode))
         leeway = view.memory.leeway.get(service.key, 0.0) if self.feedback else 0.0
         return queueing.LIMITS[min(max(0, rung + int(leeway)), len(queueing.LIMITS) - 1)]
 
