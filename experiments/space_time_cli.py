@@ -1,4 +1,4 @@
-"""`herald experiment timeline`, `llm` and `sm-switch`: from words to the module that measures."""
+"""`herald experiment timeline`, `llm`, `sm-switch` and `decision-cost`: from words to the module that measures."""
 
 import argparse
 from pathlib import Path
@@ -15,10 +15,22 @@ from herald.experiments.options import (
 
 
 def add_parsers(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """All three."""
+    """All four."""
+    _add_decision_cost(kinds.add_parser("decision-cost", help="what the daemon costs: a decision, a tick, of one core"))
     _add_timeline(kinds.add_parser("timeline", help="one colocated second as a trace for Perfetto and a picture"))
     _add_llm(kinds.add_parser("llm", help="a continuous-batching LLM server beside training: TTFT and TPOT"))
     _add_sm_switch(kinds.add_parser("sm-switch", help="what it costs a trainer to change its share of the SMs"))
+
+
+def _add_decision_cost(parser: argparse.ArgumentParser) -> None:
+    add_rows_of(parser, _decision_cost)
+
+
+def _decision_cost(arguments: argparse.Namespace) -> int:
+    from herald.experiments import decision_cost, measurement
+
+    measurement.record(decision_cost.KIND, decision_cost.measure(), arguments.out, commit=arguments.commit)
+    return 0
 
 
 def _add_timeline(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,19 @@ def hook_cost(found: Sequence[Row]) -> list[Criterion]:
     return lines
 
 
+def decision_cost(found: Sequence[Row]) -> list[Criterion]:
+    """The daemon's, with the controller, on this machine."""
+    return [
+        criterion
+        for row in found
+        if row["policy"] == "herald"
+        for criterion in (
+            criteria.at_most("a decision of herald", row["decision_us"], criteria.DECISION_US, " us"),
+            criteria.at_most("the daemon, of one core", row["core_share"], criteria.DAEMON_SHARE),
+        )
+    ]
+
+
 def overhead(found: Sequence[Row]) -> list[Criterion]:
     """What Herald costs a job that is alone: not the rows of a sweep, which have a service beside them."""
     limits = {"training": criteria.TRAINER_OVERHEAD, "inference": criteria.INFERENCE_OVERHEAD}
@@ -146,6 +159,7 @@ def classification(found: Sequence[Row]) -> list[Criterion]:
 
 READERS: Mapping[str, Callable[[Sequence[Row]], list[Criterion]]] = {
     "hook-cost": hook_cost,
+    "decision-cost": decision_cost,
     "classification": classification,
     "coverage": coverage,
     "overhead": overhead,

@@ -4,6 +4,7 @@ import mmap
 import resource
 
 from herald import native, segment
+from herald.layout import JobRow
 from herald.table import Table
 
 
@@ -40,6 +41,10 @@ class MemoryTable(Table):
         for field, value in fields.items():
             setattr(self._rows[row], field, value)
         return row
+
+    def row(self, index: int) -> JobRow:
+        """The row itself, not a copy: its fields may be set."""
+        return self._rows[index]
 
     def record(self, row: int, *, latency_ns: int, service_ns: int | None = None, count: int = 1) -> None:
         """Add ``count`` finished requests to a row's histograms."""

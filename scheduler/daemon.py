@@ -52,6 +52,7 @@ class Daemon:
         self._table = table
         self._policy = policy
         self._observer = Observer()
+        self.decision = Decision()  # the last one
         self._watch = watch  # looks at the table at every tick, too
         self._known: dict[JobKey, JobView] = {}
         self._modes: dict[str, Mode] = {}
@@ -65,10 +66,10 @@ class Daemon:
         self._log_membership(jobs, freed)
         self._known = jobs
         snapshot = self._observer.observe(jobs.values(), now_ns)
-        decision = self._policy.decide(snapshot, now_ns)
-        self._observer.decided(decision)
-        self._apply(decision)
-        self._log_modes(decision, snapshot.memory)
+        self.decision = self._policy.decide(snapshot, now_ns)
+        self._observer.decided(self.decision)
+        self._apply(self.decision)
+        self._log_modes(self.decision, snapshot.memory)
 
     def withdraw(self) -> None:
         """Put every job back on the plan that it has without a daemon: strict, and no limits."""

@@ -42,7 +42,9 @@ def infeasible(snapshot: Snapshot) -> tuple[Infeasible, ...]:
 
 
 def _infeasible(snapshot: Snapshot, service: Service) -> Infeasible | None:
-    predicted_ns = snapshot.memory.alone_high_ns.get(service.key, service_ns(service, service.target))
+    predicted_ns: int | None = snapshot.memory.alone_high_ns.get(service.key)
+    if predicted_ns is None:
+        predicted_ns = service_ns(service, service.target)
     if predicted_ns is None or service.slo_ns is None:
         return None
     needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS

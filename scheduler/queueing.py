@@ -9,7 +9,7 @@ its parameters. Times are in units of the mean service time alone.
 
 import math
 import random
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 NUM_REQUESTS = 2_500
@@ -37,14 +37,7 @@ def best_rung(load: float, inflation: float, slo: float, spread: float, target: 
     a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot be held with
     a gate that closes at once gets that.
     """
-    point = _on_grid(load, inflation, slo, spread)
-    allowed = max(SAFETY * (1 - target), min(1 - target, _play(*point, 0).late + UNAVOIDED))
-    best = 0
-    for rung, limit in enumerate(LIMITS):
-        if _play(*point, limit).late > allowed:
-            break
-        best = rung
-    return best
+    return _best_rung(*_on_grid(load, inflation, slo, spread), target)
 
 
 def play(load: float, inflation: float, slo: float, spread: float, limit: int) -> Play:
@@ -52,6 +45,7 @@ def play(load: float, inflation: float, slo: float, spread: float, limit: int) -
     return _play(*_on_grid(load, inflation, slo, spread), limit)
 
 
+@lru_cache(1024)
 def _on_grid(load: float, inflation: float, slo: float, spread: float) -> tuple[float, float, float, float]:
     """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, spread to 0.25."""
     return (
@@ -60,6 +54,17 @@ def _on_grid(load: float, inflation: float, slo: float, spread: float) -> tuple[
         1.03 ** round(math.log(max(0.1, slo), 1.03)),
         max(1.0, round(spread * 4) / 4),
     )
+
+
+@cache
+def _best_rung(load: float, inflation: float, slo: float, spread: float, target: float) -> int:
+    allowed = max(SAFETY * (1 - target), min(1 - target, _play(load, inflation, slo, spread, 0).late + UNAVOIDED))
+    best = 0
+    for rung, limit in enumerate(LIMITS):
+        if _play(load, inflation, slo, spread, limit).late > allowed:
+            break
+        best = rung
+    return best
 
 
 @cache

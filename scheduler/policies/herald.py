@@ -94,15 +94,16 @@ class Herald:
         if not view.trainers or not view.knows_services:
             return CLOSED
         candidates = self._candidates(view)
-        if not self._is_unlucky(view) and self._has_slack(view):
-            for mode in candidates:
-                if mode not in view.tried and not mode.closed:
-                    return mode
-                if mode.sm_count and self._worth(view, mode) < WORTH_MORE * self._worth(view, OPEN):
-                    break  # what a small share does not bring, a larger one does not
-        known = [mode for mode in candidates if mode.closed or mode in view.tried] or [OPEN]
+        known = [mode for mode in candidates if mode.closed or mode in view.tried]
         worth = {mode: self._worth(view, mode) for mode in known}
-        best = max(known, key=worth.__getitem__)
+        untried = next((mode for mode in candidates if mode not in worth), None)
+        if untried is not None and not self._is_unlucky(view) and self._has_slack(view):
+            shares = [worth[mode] for mode in known if mode.sm_count]
+            # What a small share does not bring, a larger one does not.
+            if not shares or min(shares) >= WORTH_MORE * worth.get(OPEN, 0.0):
+                return untried
+        best = max(known, key=worth.__getitem__, default=OPEN)
+        worth.setdefault(best, 0.0)
         kept = HYSTERESIS if best.sm_count not in (0, view.mode.sm_count) else KEPT
         return view.mode if worth.get(view.mode, 0.0) * kept >= worth[best] else best
 

@@ -9,7 +9,6 @@ import math
 
 from herald.config import Limits
 from herald.fakes import FakeClock, MemoryTable
-from herald.layout import JobRow
 from herald.scheduler.daemon import Daemon, publish_limits
 from herald.scheduler.policies import Policy
 from herald.scheduler.simulator.closing import NEVER_NS, Work
@@ -39,18 +38,10 @@ def simulate(
     return _Simulation(gpu, policy, seed, tick_ns, limits or Limits()).run(round(seconds * 1e9))
 
 
-class _Table(MemoryTable):
-    """A private table whose rows the simulated jobs write."""
-
-    def row(self, index: int) -> JobRow:
-        """The row itself, not a copy."""
-        return self._rows[index]
-
-
 class _Simulation:
     def __init__(self, gpu: GpuModel, policy: Policy, seed: int, tick_ns: int, limits: Limits) -> None:
         self._gpu = gpu
-        self._table = _Table()
+        self._table = MemoryTable()
         publish_limits(self._table, limits)
         header = self._table.header
         self._max_hold_ns = int(header.max_hold_ns)
