@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.table import Table as TextTable
 
+from herald.clock import now_ns
 from herald.errors import ConfigError
 from herald.experiments import provenance, rows, workloads
 from herald.experiments.rows import Row
@@ -227,6 +228,7 @@ class GpuTrainer:
     def allow(self, share: int) -> None:
         """Likewise."""
         view = self._job.stats()
+        self._table.beat(now_ns())  # as a daemon would: without one, no share holds
         self._table.publish_trainer_plan(view.row, view.generation, sm_count=share)
 
     def step(self) -> str:

@@ -79,7 +79,7 @@ class JobView:
     solo_ns: int  # their service time
     beside_requests: int  # requests (steps) with the gate open from begin to end
     beside_ns: int  # their service time
-    alone_ns: int  # service time alone at the plan's quantile, as the job's agent learnt it; -1: not known
+    alone_ns: int  # service time alone, 95th percentile, as the job's agent learnt it; -1: not known
     missed_anyway: int  # of slo_missed: would have missed alone, too
     tokens: int  # told by an engine; so is the next
     queued: int  # requests that wait outside

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Self
 from typing_extensions import override
 
 from herald.errors import AttachError, ConfigError, TableError
-from herald.hooks import classes, devices, launches, learned, native
+from herald.hooks import classes, devices, launches, learned, native, sm_share
 from herald.hooks.devices import JobDevice
 from herald.hooks.engine import EngineStep, StepKind, deadline_ns, is_inside, kind_number, queued_count
 from herald.hooks.requests import ForwardRequests, Request, arrival_ns
-from herald.hooks.sm_share import SmShare, row_at
+from herald.hooks.sm_share import SmShare
 from herald.job_view import JobView
 from herald.native import process_token
 from herald.slo import NO_SLO, Slo, SloSpec
@@ -400,7 +400,7 @@ class LowJob(_AttachedJob):
     def _make_share(self) -> SmShare | None:
         if self._device.cuda_index is None:
             return None
-        share = SmShare(row_at(self._table.address, self._row), self._device.cuda_index)
+        share = sm_share.of_job(self._table.address, self._row, self._device.cuda_index)
         share.start()
         return share
 

@@ -8,6 +8,7 @@ such place: it is never switched, and its row says so (`sm_total` stays 0).
 
 import ctypes
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,24 +16,33 @@ from typing import TYPE_CHECKING, Any
 
 from herald.hooks import green_contexts
 from herald.hooks.green_contexts import NoShareError
-from herald.layout import JobRow
+from herald.layout import Header, JobRow
 
 if TYPE_CHECKING:
     import torch
+
+DEAD_NS = 2_000_000_000  # without a beat, as in table.hpp
 
 _log = logging.getLogger("herald")
 
 
 class SmShare:
-    """The share of one low-priority job on a CUDA device. ``row``: its own; only this writes the SM fields in it."""
+    """The share of one low-priority job on a CUDA device. ``row``: its own; only this writes the SM fields in it.
 
-    def __init__(self, row: JobRow, index: int) -> None:
+    ``header``: the table's, which says whether there is a daemon.
+    """
+
+    def __init__(self, header: Header, row: JobRow, index: int) -> None:
+        self._header = header
         self._row = row
         self._index = index
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
         self._shares: dict[int, torch.cuda.ExternalStream] = {}  # by the SM count that was asked for
         self._home: torch.cuda.Stream | None = None  # the loop's own stream, while it is on a share
         self._thread: int | None = None  # the one that is on a share: current streams belong to threads
         self._hook: Any = None
+        self._leaving = False
         self._synchronize: Callable[..., None] | None = None
 
     def start(self) -> None:
@@ -42,43 +52,74 @@ class SmShare:
         self._hook = register_optimizer_step_post_hook(self._after_step)
 
     def stop(self) -> None:
-        """Back to the loop's own stream (its thread's, from the next step on if that is another thread) and no hook."""
-        if self._hook is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        if self._home is not None and self._thread == threading.get_ident():
-            self._go_home()
-        self._wait_for_shares(False)
+        """Back to the loop's own stream and no hook; where another thread is on a share, from its next step on."""
+        with self._lock:
+            if self._hook is None:
+                return
+            self._leaving = True
+            self._row.sm_granted = 0
+            if self._home is None or self._thread == threading.get_ident():
+                self._leave()
 
     def _after_step(self, *_: object) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child has its parent's hooks, but neither its row nor its GPU
         import torch
 
         if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return
+        with self._lock:
+            if not self._leaving:
+                self._follow_plan()
+            elif self._thread == threading.get_ident():
+                self._leave()
+
+    def _leave(self) -> None:
+        if self._home is not None:
+            self._go_home()
+        self._hook.remove()
+        self._hook = None
+        self._wait_for_shares(False)
+
+    def _follow_plan(self) -> None:
+        import torch
+
         self._row.train_steps += 1
         if self._row.train_steps == 1:
             self._row.sm_total = _sm_total(self._index)
-        wanted = self._row.sm_count
-        if wanted == self._row.sm_granted or self._row.sm_total == 0 or torch.cuda.current_device() != self._index:
+        if self._row.sm_total == 0 or torch.cuda.current_device() != self._index:
             return
-        if self._home is not None and self._thread != threading.get_ident():
-            return  # another thread's loop: its streams are its own
+        if self._home is not None and torch.cuda.current_stream(self._index) != self._share(self._row.sm_granted):
+            # A stream of the loop's own came in between, or another thread: this loop cannot keep to a share.
+            self._home = self._thread = None
+            self._row.sm_granted = self._row.sm_total = 0
+            return
+        wanted = self._row.sm_count if self._is_planned() else 0
+        if wanted == self._row.sm_granted:
+            return
         begun_ns = time.monotonic_ns()
         try:
             self._switch(wanted)
-        except NoShareError as error:
+        except (NoShareError, RuntimeError) as error:  # whatever it is, it is not the loop's business
+            if self._home is not None:
+                self._go_home()
+                self._row.sm_granted = 0
             self._row.sm_total = 0
-            _log.warning("no SM shares: %s", error)
+            _log.warning("no SM shares any more: %s", error)
             return
         self._row.sm_switches += 1
         self._row.sm_switch_ns += time.monotonic_ns() - begun_ns
+
+    def _is_planned(self) -> bool:
+        """A dead daemon limits nobody."""
+        beat_ns: int = self._header.daemon_heartbeat_ns
+        return time.monotonic_ns() - beat_ns < DEAD_NS
 
     def _switch(self, wanted: int) -> None:
         if wanted == 0 or wanted >= self._row.sm_total:
             if self._home is not None:
                 self._go_home()
-            self._row.sm_granted = wanted
+            self._row.sm_granted = 0
             return
         import torch
 
@@ -99,7 +140,6 @@ class SmShare:
         self._home.wait_stream(torch.cuda.current_stream(self._index))
         torch.cuda.set_stream(self._home)
         self._home = self._thread = None
-        self._row.sm_granted = 0
 
     def _share(self, sm_count: int) -> "torch.cuda.ExternalStream":
         import torch
@@ -146,9 +186,12 @@ def _sm_total(index: int) -> int:
         return 0
 
 
-def row_at(address: int, row: int) -> JobRow:
-    """The row itself, for the fields that its job writes; ``address`` is the table's."""
-    from herald.layout import Header
+def of_job(address: int, row: int, index: int) -> SmShare:
+    """The share of the job in that row of the table at ``address``."""
+    return SmShare(Header.from_address(address), row_at(address, row), index)
 
-    offset = Header.from_address(address).rows_offset
+
+def row_at(address: int, row: int) -> JobRow:
+    """A row itself, not a copy, of the table at ``address``."""
+    offset: int = Header.from_address(address).rows_offset
     return JobRow.from_address(address + offset + row * ctypes.sizeof(JobRow))

@@ -8,7 +8,7 @@ imports torch.
 import argparse
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from herald.scheduler import policies
 from herald.scheduler.learning import Observer
 from herald.scheduler.mps import MpsServer
 from herald.scheduler.policies import Policy
+from herald.scheduler.prediction import infeasible
 from herald.scheduler.signals import StopSignals, stop_signals
 from herald.scheduler.snapshot import (
     STRICT_PLAN,
@@ -48,9 +49,16 @@ log = logging.getLogger("herald.daemon")
 class Daemon:
     """One domain under one policy. All effects are on the table it is given; `tick` is all that time does."""
 
-    def __init__(self, table: Table, policy: Policy, watch: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        policy: Policy,
+        watch: Callable[[], None] = lambda: None,
+        limits: Limits | None = None,
+    ) -> None:
         self._table = table
         self._policy = policy
+        self._limits = limits
         self._observer = Observer()
         self.decision = Decision()  # the last one
         self._watch = watch  # looks at the table at every tick, too
@@ -64,11 +72,13 @@ class Daemon:
         jobs = {key_of(job): job for job in self._table.jobs()}
         self._watch()
         self._log_membership(jobs, freed)
+        self._keep_floors(jobs.values())
         self._known = jobs
         snapshot = self._observer.observe(jobs.values(), now_ns)
         self.decision = self._policy.decide(snapshot, now_ns)
         self._observer.decided(self.decision)
         self._apply(self.decision)
+        self._tell_infeasible(infeasible(snapshot))
         self._log_modes(self.decision, snapshot.memory)
 
     def withdraw(self) -> None:
@@ -76,6 +86,7 @@ class Daemon:
         for job in self._table.jobs():
             if job.priority == "high":
                 self._publish(key_of(job), STRICT_PLAN)
+                self._table.publish_feasibility(job.row, job.generation, "", 0)
             else:
                 self._limit(key_of(job), TrainerPlan())
 
@@ -90,10 +101,17 @@ class Daemon:
             limits = decision.trainer_plans.get(key, TrainerPlan())
             if job.priority == "low" and limits != TrainerPlan.of(job):
                 self._limit(key, limits)
-        self._tell_infeasible(decision)
 
-    def _tell_infeasible(self, decision: Decision) -> None:
-        notes = {note.key: note for note in decision.infeasible}
+    def _keep_floors(self, jobs: Iterable[JobView]) -> None:
+        """The highest floor that any trainer was promised is that of all: a gate is open for all or for none."""
+        if self._limits is None:
+            return
+        floor = max([self._limits.floor, *(job.floor for job in jobs if job.priority == "low")])
+        publish_limits(self._table, replace(self._limits, floor=floor))
+
+    def _tell_infeasible(self, found: Sequence[Infeasible]) -> None:
+        """Whatever the policy: what cannot be held, none holds."""
+        notes = {note.key: note for note in found}
         for key, job in self._known.items():
             note = notes.get(key)
             reason = note.reason if note else ""
@@ -205,7 +223,7 @@ def run(config: Config) -> None:
         undo.callback(table.publish_policy, "")
         publish_limits(table, config.limits)
         table.publish_policy(config.policy, mps_pipe)
-        daemon = Daemon(table, policy, undo.enter_context(_metrics(table, config.metrics)))
+        daemon = Daemon(table, policy, undo.enter_context(_metrics(table, config.metrics)), config.limits)
         undo.callback(daemon.withdraw)
         log.info("running: domain %s, policy %s, pid %d", domain, config.policy, os.getpid())
         serve(daemon, stop)

@@ -11,8 +11,8 @@ is two hundred times the step up (at a target of 99 %), so there is nothing to o
 of misses reaches the strict plan, and the way back takes hundreds of requests.
 """
 
-DOWN = 0.5  # rungs, per miss: two misses in a row are one rung
-MOST = 3.0  # what success alone may add to the model
+DOWN = 1.0  # rungs, per miss
+MOST = 1.0  # what success alone may add to the model
 LEAST = -9.0  # from any rung to the lowest
 
 

@@ -21,11 +21,12 @@ from herald.scheduler.recent import Windows
 from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory, Mode, Service, Snapshot, Trainer
 
 HALF_LIFE_NS = 60e9
+FORGET_NS = 300_000_000_000  # a mode that was not in use for so long is tried again: jobs have phases
 SETTLING_NS = 250_000_000
 JOINING_NS = 1_000_000_000  # what jobs do first is not what they do
 HELD = 0.01  # weight of the common mean in the least squares
-LOAD_HALF_LIVES_NS = (4e9, 20e9)  # of arrivals
-SURGE = 1.5  # of the quick estimate over the slow one, from which on it is believed
+LOAD_HALF_LIVES_NS = (1e9, 20e9)  # of arrivals
+SURGE = 2.0  # of the quick estimate over the slow one, from which on it is believed
 LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode in particular
 
 
@@ -115,6 +116,7 @@ class _TrainerWindow:
 @dataclass
 class _ModeWindow:
     time_ns: float = 0
+    seen_ns: int = 0
     services: dict[str, _ServiceWindow] = field(default_factory=dict)
     trainers: dict[str, _TrainerWindow] = field(default_factory=dict)
 
@@ -172,6 +174,8 @@ class Observer:
                 beside = [(trainers[t.key], t) for t in after.trainers if t.device == device and t.key in trainers]
                 self._learn_mode(group, pairs, beside, elapsed_ns)
 
+        self._windows = {at: window for at, window in self._windows.items() if now_ns - window.seen_ns < FORGET_NS}
+
     def _learn_service(self, was: Service, now: Service, elapsed_ns: int) -> None:
         alone = self._alone.setdefault(now.name, _TimeAlone())
         alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now.alone_ns)
@@ -193,7 +197,12 @@ class Observer:
         mode = self._modes.get(group[0], CLOSED)
         if not trainers or any(now.sm_granted != mode.sm_count for _, now in trainers):
             return  # a share holds from a trainer's next step on
+        issued = [(now.work_ns - was.work_ns, was.armed and now.armed) for was, now in trainers]
+        was_open = any(now.busy_open_ns > was.busy_open_ns for was, now in services)
+        if was_open and all(armed and work_ns == 0 for work_ns, armed in issued):
+            return  # they issue nothing though they could: nobody is beside the requests
         window = self._windows.setdefault((group, mode), _ModeWindow())
+        window.seen_ns = self._last_ns
         keep = 0.5 ** (elapsed_ns / HALF_LIFE_NS)
         window.time_ns = window.time_ns * keep + elapsed_ns
         for was, now in services:

@@ -237,7 +237,6 @@ class Decision:
     """A policy's answer: one plan for every service of the snapshot, and limits for trainers that are to have some."""
 
     plans: Mapping[JobKey, Plan] = field(default_factory=lambda: MappingProxyType({}))
-    infeasible: tuple[Infeasible, ...] = ()
     trainer_plans: Mapping[JobKey, TrainerPlan] = field(default_factory=lambda: MappingProxyType({}))
     modes: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # by device, where it chose one
 

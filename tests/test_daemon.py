@@ -172,6 +172,17 @@ def test_an_infeasible_slo_is_said_once(caplog: pytest.LogCaptureFixture) -> Non
     assert "chat has an SLO of 10 ms" in said[0]
 
 
+def test_the_highest_floor_of_any_trainer_holds() -> None:
+    table = MemoryTable()
+    daemon = Daemon(table, policies.load("strict"), limits=Limits(max_hold_ns=3_000 * MS, floor=0.05))
+    row = table.claim(name="vgg16", priority="low", device="cpu", floor=0.25)
+    daemon.tick(1)
+    assert table.header.breather_ns == 1_000 * MS
+    table.release(row)
+    daemon.tick(2)
+    assert table.header.breather_ns < 1_000 * MS
+
+
 def test_the_floor_becomes_the_pause_after_the_longest_hold() -> None:
     table = MemoryTable()
     quantum_ns = table.header.quantum_ns

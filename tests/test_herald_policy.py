@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herald.errors import ConfigError
-from herald.layout import NO_QUEUE_LIMIT
+from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.scheduler import feedback, policies, queueing
 from herald.scheduler.mps_choice import mps_pays
 from herald.scheduler.policies.herald import (
@@ -18,16 +18,18 @@ from herald.scheduler.policies.herald import (
     UNLUCKY,
     Herald,
 )
+from herald.scheduler.prediction import infeasible
 from herald.scheduler.snapshot import (
     CLOSED,
-    FREE_PLAN,
     OPEN,
     STRICT_PLAN,
     Decision,
     Evidence,
+    Infeasible,
     JobKey,
     Memory,
     Mode,
+    Plan,
     Service,
     Snapshot,
     Trainer,
@@ -38,6 +40,7 @@ MS = 1_000_000
 GPU = "GPU-1"
 SERVICE, TRAINER = JobKey(0, 1), JobKey(1, 1)
 MEAN_NS = 20 * MS
+NEVER = Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)
 NARROW, HALF = Mode(closed=False, sm_count=116), Mode(closed=False, sm_count=68)
 
 
@@ -166,10 +169,14 @@ def test_shares_need_mps_and_trainers_that_can_be_kept_to_them() -> None:
 
 def test_ablations_leave_out_what_they_name() -> None:
     assert decide(policies.load("herald:no-space"), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: OPEN}  # type: ignore[arg-type]
-    assert decide(policies.load("herald:no-time"), memory(ALL_TRIED)).plans == {SERVICE: FREE_PLAN}  # type: ignore[arg-type]
+    assert decide(policies.load("herald:no-time"), memory(ALL_TRIED)).plans == {SERVICE: NEVER}  # type: ignore[arg-type]
     assert decide(policies.load("herald:no-laxity"), memory(ALL_TRIED)).plans == {SERVICE: STRICT_PLAN}  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no-spice.*did you mean 'no-space'"):
         policies.load("herald:no-spice")
+
+
+def noted(**fields: object) -> tuple[Infeasible, ...]:
+    return infeasible(Snapshot((service(**fields),), (trainer(),), memory({})))
 
 
 def test_an_infeasible_slo_is_told_with_its_reason() -> None:
@@ -178,10 +185,10 @@ def test_an_infeasible_slo_is_told_with_its_reason() -> None:
         22 * MS: "residual",
     }
     for slo_ns, reason in reasons.items():
-        assert [note.reason for note in decide(Herald(), memory({}), slo_ns=slo_ns).infeasible] == [reason]
-    overloaded = decide(Herald(), memory({}), met=150, missed=50, missed_anyway=40).infeasible
+        assert [note.reason for note in noted(slo_ns=slo_ns)] == [reason]
+    overloaded = noted(met=150, missed=50, missed_anyway=40)
     assert [note.reason for note in overloaded] == ["load"]
-    assert not decide(Herald(), memory({}), met=199, missed=1, missed_anyway=1).infeasible
+    assert not noted(met=199, missed=1, missed_anyway=1)
 
 
 # ---- the model

@@ -153,7 +153,7 @@ def test_only_misses_on_account_of_training_cost_leeway(world: World) -> None:
     assert world.look().memory.leeway[key(world)] == 0
     row.slo_missed += 2
     world.clock.advance(LOOK_NS)
-    assert world.look().memory.leeway[key(world)] == pytest.approx(-1.0)
+    assert world.look().memory.leeway[key(world)] == pytest.approx(-2.0)
 
 
 def test_a_long_pause_is_about_no_mode(world: World) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from herald.config import Limits
 from herald.errors import ConfigError
+from herald.experiments.arrivals import Steps
 from herald.layout import LEAD_ALWAYS, NO_DEADLINE, NO_QUEUE_LIMIT
 from herald.scheduler import policies
 from herald.scheduler.simulator.closing import NEVER_NS, Work, close_at_ns, wish
@@ -395,3 +396,25 @@ def test_tgs_comes_down_where_requests_suffer_and_goes_up_where_they_do_not() ->
 
     assert trained(harmless) > 0.6
     assert trained(Interference()) < 0.3
+
+
+def test_a_load_that_steps_up_and_down_is_followed_within_50_requests() -> None:
+    """Load 0.1 -> 0.7 -> 0.1: of the first 50 requests after a step at most 5 % are late on training's account."""
+    mean_ms, phase_s, first, after = 20, 20.0, [], []
+    steps = [(phase_s * i, load / (mean_ms / 1e3)) for i, load in enumerate((0.1, 0.7, 0.1))]
+    beside = Interference({("chat", "train"): {0: Beside(1.7, 0.8)}})
+    for seed in range(3):
+        arrivals = Steps(tuple(steps), seed=seed).times_s(3 * phase_s)
+        service = ServiceModel("chat", tuple(arrivals), (mean_ms * MS,), slo_ns=12 * mean_ms * MS)
+        gpu = GpuModel((service,), (TrainerModel("train", 25 * MS, 2 * MS),), beside, mps=True)
+        done = simulate(gpu, policies.load("herald"), seconds=3 * phase_s).services[0]
+        excess = [
+            late > done.slo_ns >= alone for late, alone in zip(done.latencies_ns, done.alone_latencies_ns, strict=True)
+        ]
+        for step in (1, 2):
+            begin = sum(at < step * phase_s for at in arrivals)
+            end = sum(at < (step + 1) * phase_s for at in arrivals)
+            first += excess[begin : begin + 50]
+            after += excess[begin + 50 : end]
+    assert sum(first) <= 0.05 * len(first)
+    assert sum(after) <= 0.05 * len(after)  # at a load of 0.7 the model is still too bold: README, limits

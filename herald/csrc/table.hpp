@@ -136,7 +136,7 @@ struct JobRow {
   a64 solo_ns;         // their service time, from the end of the one before in their queue
   a64 beside_requests; // requests (steps) that ran with the gate of the device open all the while
   a64 beside_ns;       // their service time, likewise
-  i64 alone_ns;        // learnt service time of a request (step) alone, at the plan's quantile; -1: not known
+  i64 alone_ns;        // learnt service time of a request (step) alone, 95th percentile; -1: not known
   a64 missed_anyway;   // of slo_missed: would have missed alone, too, by the learnt service times
   a64 tokens;          // told by an engine
   a32 queued;          // requests that wait outside, told by an engine

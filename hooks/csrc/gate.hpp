@@ -72,12 +72,19 @@ class Gate {
   // Whether the hook must be on: someone could close the gate of one of its devices, or a graph is being captured,
   // which must have waits in it for those who come later.
   bool needed() const {
-    if (captures_.load(std::memory_order_acquire) > 0) return true;
+    if (captures_.load(std::memory_order_acquire) > 0 || is_limited()) return true;
     if (!cuda_) return table_.attached(slots_[0]).load(std::memory_order_seq_cst) != 0;
     for (uint32_t i = 0; i < kMostCudaDevices; ++i) {
       if (words_device_[i] && table_.attached(slots_[i]).load(std::memory_order_seq_cst) != 0) return true;
     }
     return false;
+  }
+
+  // A limit is the daemon's, and goes with it: a dead one limits nobody.
+  bool is_limited() const {
+    if (!row_.rate_ppm.load(std::memory_order_relaxed) && !row_.ahead_ns.load(std::memory_order_relaxed)) return false;
+    const auto beat = static_cast<int64_t>(table_.header().daemon_heartbeat_ns.load(std::memory_order_relaxed));
+    return now_ns() - beat < kWedgedNs;
   }
 
   void begin_capture() { captures_.fetch_add(1, std::memory_order_acq_rel); }
@@ -145,14 +152,16 @@ class Gate {
     const int64_t spent = spent_ns_.fetch_add(self_ns, std::memory_order_relaxed) + self_ns;
     if (spent < kRateChunkNs) return;
     spent_ns_.fetch_sub(spent, std::memory_order_relaxed);
-    const int64_t rate = row_.rate_ppm.load(std::memory_order_relaxed);
+    const int64_t rate = is_limited() ? row_.rate_ppm.load(std::memory_order_relaxed) : 0;
     const int64_t begin = now_ns();
     const int64_t free_at = std::max(rate_free_ns_.load(std::memory_order_relaxed), begin);
     rate_free_ns_.store(rate > 0 ? free_at + spent * kMillion / rate : begin, std::memory_order_relaxed);
     if (free_at <= begin) return;
     GilPause gil;
-    while (now_ns() < free_at && active_.load(std::memory_order_acquire) && now_ns() - begin < kLongestWaitNs) {
-      const timespec nap{0, std::min(free_at - begin, kNapNs)};
+    for (int64_t now = begin; now < free_at && is_limited() && active_.load(std::memory_order_acquire) &&
+                              now - begin < kLongestWaitNs;
+         now = now_ns()) {
+      const timespec nap{0, std::min(free_at - now, kNapNs)};
       nanosleep(&nap, nullptr);
     }
     if (!active_.load(std::memory_order_acquire)) return;  // the row may be another job's by now
@@ -244,7 +253,7 @@ class Gate {
   }
 
   int32_t most_ahead_us() const {
-    const int64_t planned_us = row_.ahead_ns.load(std::memory_order_relaxed) / 1000;
+    const int64_t planned_us = is_limited() ? row_.ahead_ns.load(std::memory_order_relaxed) / 1000 : 0;
     return planned_us > 0 ? static_cast<int32_t>(std::min<int64_t>(planned_us, kRunAheadUs)) : kRunAheadUs;
   }
 

@@ -107,7 +107,7 @@ class JobProgress {
     if (s.epoch != epoch_) traces_[slot].start();
     ProgressModel& model = models_[s.kind];
     const int64_t error_ppm = model.learn(traces_[slot], {begin_ns, now, s.steps, undisturbed_since_ns});
-    alone_[s.kind] = {model.median_alone_ns(), model.bound_alone_ns(alone_ppm())};
+    alone_[s.kind] = {model.median_alone_ns(), model.bound_alone_ns(kAlonePpm)};
     if (s.kind == kRequest) {
       single_step_ = model.single_step();
       service_ns_ = model.service_ns();
@@ -120,7 +120,7 @@ class JobProgress {
   // Median service time alone of requests of that kind; -1: not known.
   int64_t median_alone_ns(WorkKind kind) const { return alone_[kind].median_ns; }
 
-  // For others: the service time alone at the plan's quantile; of an engine, of the kind of step that takes longest.
+  // For others: a long service time alone; of an engine, of the kind of step that takes longest.
   void publish_alone(bool engine) const {
     const int64_t steps_ns = std::max(alone_[kPrefill].bound_ns, alone_[kDecode].bound_ns);
     row_.alone_ns.store(engine ? steps_ns : alone_[kRequest].bound_ns, std::memory_order_relaxed);
@@ -148,6 +148,8 @@ class JobProgress {
   }
 
  private:
+  // Of the time alone that is published: one whatever the plan. What a p99 of a few hundred holds is the host's hiccups.
+  static constexpr uint32_t kAlonePpm = 950'000;
   static constexpr int64_t kShortestPollNs = 20'000;
   static constexpr int64_t kLongestPollNs = 250'000;
 
@@ -167,12 +169,6 @@ class JobProgress {
     int64_t median_ns = -1;
     int64_t bound_ns = -1;
   };
-
-  // The plan's quantile, p99 where it has none.
-  uint32_t alone_ppm() const {
-    const uint32_t ppm = row_.quantile_ppm.load(std::memory_order_relaxed);
-    return ppm ? ppm : 990'000;
-  }
 
   int64_t poll_ns() const { return std::min(std::max(service_ns_ / 128, kShortestPollNs), kLongestPollNs); }
 

@@ -200,6 +200,7 @@ class HighJob {
   static constexpr uint32_t kMostToSearch = 64;
   static constexpr uint32_t kMostQueued = 1u << 30;
   static constexpr int64_t kBooksNs = 10'000'000;  // between two entries of busy time; the daemon looks every 50 ms
+  static constexpr int64_t kDrainNs = 100'000'000;
   static constexpr int64_t kOthersNs = 1'000'000;  // nobody tells this job of the requests of others
 
   // A request, or a step of an engine.
@@ -306,7 +307,9 @@ class HighJob {
     row_.open_requests.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
   }
 
-  int64_t undisturbed_since() const { return closed_ ? closed_since_ : INT64_MAX; }
+  // What trainers launched while nothing of theirs waited (before this job came, or under a plan that never closes) runs
+  // on behind a closed gate for a while.
+  int64_t undisturbed_since() const { return closed_ ? std::max(closed_since_, drained_ns_) : INT64_MAX; }
 
   Queue& queue_of(uint64_t queue) {
     Queue* oldest = &queues_[0];
@@ -433,6 +436,7 @@ class HighJob {
     closes_ = closes;
     a32& word = table_.attached(row_.device);
     if (closes) {
+      drained_ns_ = now_ns() + kDrainNs;
       word.fetch_or(1u << row_.bit, std::memory_order_seq_cst);
     } else {
       word.fetch_and(~(1u << row_.bit), std::memory_order_seq_cst);
@@ -547,6 +551,7 @@ class HighJob {
   bool detached_ = false;
   Queue queues_[16];
   int64_t closed_since_ = 0;
+  int64_t drained_ns_ = 0;      // from then on, behind a closed gate nothing runs
   int64_t last_done_ns_ = 0;    // when any work was last done
   int64_t last_decode_ns_ = 0;  // likewise, a decode step
   Lost lost_;

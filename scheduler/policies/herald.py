@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 from herald.config import did_you_mean
 from herald.errors import ConfigError
-from herald.layout import NO_QUEUE_LIMIT
+from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.scheduler import queueing
-from herald.scheduler.prediction import RELEASE_NS, infeasible, residual_ns
+from herald.scheduler.prediction import RELEASE_NS, residual_ns
 from herald.scheduler.snapshot import (
     CLOSED,
     FREE_PLAN,
@@ -88,7 +88,7 @@ class Herald:
             mode = modes[view.device]
             plans |= {service.key: self._plan(view, service, mode) for service in view.services}
             trainer_plans |= {trainer.key: TrainerPlan(sm_count=mode.sm_count) for trainer in view.trainers}
-        return Decision(plans, infeasible(snapshot), trainer_plans, modes)
+        return Decision(plans, trainer_plans, modes)
 
     def _mode(self, view: "_View") -> Mode:
         if not view.trainers or not view.knows_services:
@@ -156,9 +156,10 @@ class Herald:
         return queueing.LIMITS[min(max(0, rung + int(leeway)), len(queueing.LIMITS) - 1)]
 
     def _plan(self, view: "_View", service: Service, mode: Mode) -> Plan:
-        limit = self._limit(view, service, mode) if view.knows_services or not self.time else 0
+        limit = self._limit(view, service, mode) if view.knows_services else 0
         if limit == queueing.FREE:
-            return FREE_PLAN
+            # Without time as a means there is only space to choose, and hooks that rest would count nothing.
+            return FREE_PLAN if self.time else Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)
         if limit == 0:
             return STRICT_PLAN
         margin_ns = _round_up(view.margin_ns)

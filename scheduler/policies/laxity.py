@@ -11,7 +11,7 @@ simulation in which it missed 0.10 % with it (DESIGN.md, Deciding).
 
 from dataclasses import dataclass
 
-from herald.scheduler.prediction import RELEASE_NS, infeasible, residual_ns, service_ns
+from herald.scheduler.prediction import RELEASE_NS, residual_ns, service_ns
 from herald.scheduler.snapshot import STRICT_PLAN, Decision, Pace, Plan, Service, Snapshot
 
 # Leads are rounded up to this, so that a jittering prediction is not a new plan every tick.
@@ -31,7 +31,7 @@ class Laxity:
     def decide(self, snapshot: Snapshot, now_ns: int, /) -> Decision:  # noqa: ARG002 - a lead is relative to deadlines
         """A lead for every service with an SLO and enough samples; strict for the others."""
         plans = {service.key: self._plan(snapshot, service) for service in snapshot.services}
-        return Decision(plans, infeasible(snapshot))
+        return Decision(plans)
 
     def _plan(self, snapshot: Snapshot, service: Service) -> Plan:
         predicted_ns = service_ns(service, self.quantile)

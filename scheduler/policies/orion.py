@@ -9,7 +9,6 @@ may pass a closed gate (by the harm they do, not by kind), and the bound is on w
 
 from dataclasses import dataclass
 
-from herald.scheduler.prediction import infeasible
 from herald.scheduler.snapshot import STRICT_PLAN, Decision, Snapshot, Trainer, TrainerPlan
 
 
@@ -24,7 +23,6 @@ class Orion:
         """Strict plans; a bound for every trainer beside a service whose time alone is known."""
         return Decision(
             {service.key: STRICT_PLAN for service in snapshot.services},
-            infeasible(snapshot),
             {trainer.key: self._plan(snapshot, trainer) for trainer in snapshot.trainers},
         )
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from herald.scheduler.prediction import infeasible
 from herald.scheduler.snapshot import STRICT_PLAN, Decision, Snapshot
 
 
@@ -12,7 +11,7 @@ class Strict:
 
     def decide(self, snapshot: Snapshot, now_ns: int, /) -> Decision:  # noqa: ARG002 - the protocol's argument
         """Every service gets the plan that closes at once."""
-        return Decision({service.key: STRICT_PLAN for service in snapshot.services}, infeasible(snapshot))
+        return Decision({service.key: STRICT_PLAN for service in snapshot.services})
 
 
 POLICY = Strict()

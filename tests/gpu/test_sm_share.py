@@ -3,6 +3,7 @@
 import pytest
 
 import herald
+from herald.clock import now_ns
 from herald.hooks import green_contexts
 from herald.table import Table
 
@@ -39,7 +40,9 @@ def job(domain: str):
 def allow(domain: str, job: herald.Job, sm_count: int) -> None:
     """Plan a share, as the daemon does."""
     view = job.stats()
-    Table.open(domain).publish_trainer_plan(view.row, view.generation, sm_count=sm_count)
+    table = Table.open(domain)
+    table.beat(now_ns())
+    table.publish_trainer_plan(view.row, view.generation, sm_count=sm_count)
 
 
 def test_a_green_stream_has_the_share_that_was_asked_for() -> None:
