@@ -4,7 +4,7 @@ Jobs and the daemon read the same file, so this module knows neither policies no
 that name exists is for the daemon to say. A Config never changes, and unknown keys are errors.
 
     domain = "default"            # which jobs meet
-    policy = "laxity"             # "free", "strict" or "laxity"
+    policy = "herald"             # strict (default), herald, laxity, free, timeslice, reserve:16, tgs, orion
     [mps]
     enabled = false               # the daemon owns an MPS server
     [limits]
