@@ -12,6 +12,7 @@ from herald.experiments import (
     classification,
     cli,
     coverage,
+    decision_cost,
     demo,
     faults,
     hook_cost,
@@ -26,8 +27,19 @@ from herald.experiments import (
     verdicts,
 )
 from herald.experiments.plan import Colocation
+from herald.scheduler import policies
 
-MEASUREMENTS = (hook_cost, recorder_overhead, prediction, classification, coverage, numerics, overhead, faults)
+MEASUREMENTS = (
+    decision_cost,
+    hook_cost,
+    recorder_overhead,
+    prediction,
+    classification,
+    coverage,
+    numerics,
+    overhead,
+    faults,
+)
 PAIR = "cpu-transformer+cpu-vgg"
 COLOCATION = ["experiment", "colocation", "--pair", PAIR, "--device", "cpu"]
 
@@ -256,3 +268,10 @@ def test_no_progress_after_the_kill_is_said() -> None:
 def test_every_measurement_has_criteria_and_a_table() -> None:
     kinds = {m.KIND.name for m in MEASUREMENTS}
     assert kinds == set(verdicts.READERS)
+
+
+def test_what_a_decision_costs_is_measured_in_every_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_cost, "COUNT", 8)
+    found = list(decision_cost.measure())
+    assert [row["policy"].partition(":")[0] for row in found] == list(policies.names())
+    assert all(row["decision_us"] > 0 and row["core_share"] > 0 for row in found)
