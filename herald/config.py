@@ -25,7 +25,7 @@ that name exists is for the daemon to say. A Config never changes, and unknown k
     [jobs.train]
     priority = "low"
     weight = 2                    # its share beside other trainers of the device; default: 1
-    floor = 0.2                   # the progress that it is promised, as a share of that alone; default: 0
+    floor = 0.2                   # the share of time that it is promised after a hold of max_hold; default: 0
 """
 
 import tomllib
@@ -88,7 +88,7 @@ class JobConfig:
     slo: Slo | None = None
     target: float = DEFAULT_TARGET
     weight: float = 1.0  # low priority: its share beside others
-    floor: float = 0.0  # low priority: the progress that it is promised, as a share of that alone
+    floor: float = 0.0  # low priority: the share of time that it is promised after a hold of max_hold
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class JobView:
     ttft_slo_ns: int  # time to first token
     tpot_slo_ns: int  # time per further token
     weight: float  # low priority: its share beside others
-    floor: float  # low priority: the progress that it is promised, as a share of that alone
+    floor: float  # low priority: the share of time that it is promised after a hold of max_hold
     target: float  # share of requests that must meet the SLO
     attached_ns: int
     heartbeat_ns: int

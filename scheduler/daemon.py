@@ -167,11 +167,11 @@ def infeasible_in_words(note: Infeasible) -> str:
     """Which SLO cannot be held, why, and what would be."""
     why = {
         "alone": "a request alone takes longer",
-        "load": "so many requests queue that they would miss it alone, too",
+        "load": "so many requests queue that they would miss it alone, too; it could be held at a lower load",
         "residual": "what runs on after the gate closes takes the rest",
     }[note.reason]
-    could = f"one of {format_ns(note.needed_ns)} could be held" + (" at a lower load" if note.reason == "load" else "")
-    return f"{note.name} has an SLO of {format_ns(note.slo_ns)}, but {why}; {could}"
+    could = "" if note.reason == "load" else f"; one of {format_ns(note.needed_ns)} could be held"
+    return f"{note.name} has an SLO of {format_ns(note.slo_ns)}, but {why}{could}"
 
 
 def describe(plan: Plan) -> str:

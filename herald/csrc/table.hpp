@@ -97,7 +97,7 @@ struct JobRow {
   int64_t ttft_slo_ns;  // arrival -> first token; 0: none
   int64_t tpot_slo_ns;  // mean time per further token; 0: none
   uint32_t weight_ppm;  // low priority: its share beside others of low priority
-  uint32_t floor_ppm;   // low priority: the progress that it is promised, of that alone
+  uint32_t floor_ppm;   // low priority: the share of time that it is promised after a hold of max_hold
   uint64_t attached_ns;
   char name[48];
   // Plan: set by the daemon; the claiming job sets the default (strict).

@@ -30,7 +30,7 @@ def make(argument: str) -> Timeslice:
     """The policy with turns of a length such as "5ms". Raises ConfigError."""
     if not argument:
         return Timeslice()
-    quantum_ns = parse_duration(argument, setting="the length of a turn")
+    quantum_ns = parse_duration(argument, setting="turn")
     if not _SHORTEST_NS <= quantum_ns <= _LONGEST_NS:
-        raise ConfigError(f"the length of a turn is from 100us to 1s, not {argument}")
+        raise ConfigError(f"turn = {argument!r}: from 100us to 1s")
     return Timeslice(quantum_ns)
