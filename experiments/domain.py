@@ -36,9 +36,10 @@ class PrivateDomain:
     def start_daemon(self, policy: str, config: Path | None = None) -> int:
         """Run `herald daemon` in this domain; returns its pid once it owns the domain. Raises DaemonFailed."""
         command = [sys.executable, "-m", "herald", "daemon", "--domain", self.name, "--policy", policy]
+        lifeline = [sys.executable, "-m", "herald.experiments.lifeline", str(os.getpid())]
         with self._log_path.open("ab") as log:
             self._daemon = subprocess.Popen(
-                [*command, *(["--config", str(config)] if config else [])],
+                [*lifeline, *command, *(["--config", str(config)] if config else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

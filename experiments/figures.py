@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from herald.errors import HeraldError
 from herald.experiments.analysis import Group, Result
 from herald.experiments.settings import SETTINGS
@@ -135,54 +133,6 @@ def _draw_bound(ax: "Axes", bound: float, margin: float) -> None:
     ax.text(0.99, 2 * bound, f"2 x {bound:g} %", transform=level, fontsize=8, ha="right", va="bottom")
 
 
-def latency_distributions(
-    latency_ms: Mapping[str, Sequence[float]],
-    training: Mapping[str, float],
-    path: Path,
-    *,
-    slo_ms: float,
-    title: str,
-) -> Path:
-    """Left: what share of requests took longer than x, per setting, with the SLO. Right: training relative to alone."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), width_ratios=(3, 1), layout="constrained")
-    for setting, values in latency_ms.items():
-        _draw_tail(left, setting, values)
-    left.axvline(slo_ms, color="#000000", linewidth=1, linestyle="--")
-    left.text(slo_ms, 1.25, f"SLO {slo_ms:.1f} ms", ha="center", va="bottom", fontsize=9)
-    left.set_yscale("log")
-    least = 0.7 / max(len(values) for values in latency_ms.values())
-    left.set_ylim(least, 1.2)
-    shares = [share for share in (1, 0.1, 0.01, 0.001, 0.0001) if share >= least]
-    left.set_yticks(shares, [f"{share * 100:g} %" for share in shares])
-    slowest = max(max(values) for values in latency_ms.values())
-    fastest = min(min(values) for values in latency_ms.values())
-    scale_x(left, fastest * 0.9, max(slowest, slo_ms) * 1.15)
-    left.set_xlabel("latency from scheduled arrival, ms")
-    left.set_ylabel("share of requests that took longer")
-    left.grid(alpha=0.25)
-    left.legend(fontsize=9, loc="lower left")
-    _draw_bars(right, training)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def _draw_tail(ax: "Axes", setting: str, values: Sequence[float]) -> None:
-    ordered = np.sort(np.asarray(values))
-    share_above = 1 - np.arange(len(ordered)) / len(ordered)
-    p99 = float(np.percentile(ordered, 99))
-    ax.step(
-        ordered,
-        share_above,
-        where="post",
-        color=_COLOURS[setting],
-        linewidth=2,
-        label=f"{setting}: p99 {p99:.1f} ms",
-    )
-
-
 def scale_x(ax: "Axes", low: float, high: float) -> None:
     """A logarithmic axis from low to high with plain numbers on it."""
     ax.set_xscale("log")
@@ -190,14 +140,6 @@ def scale_x(ax: "Axes", low: float, high: float) -> None:
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set_xlim(low, high)
-
-
-def _draw_bars(ax: "Axes", training: Mapping[str, float]) -> None:
-    names = list(training)
-    bars = ax.bar(names, [training[name] for name in names], color=[_COLOURS[name] for name in names])
-    ax.bar_label(bars, fmt="%.2f", fontsize=9)
-    ax.set_ylim(0, 1.15 * max(1.0, *training.values()))
-    ax.set_title("training, relative to alone", fontsize=9)
 
 
 def colour(family: str) -> str:

@@ -197,8 +197,8 @@ class CachedDecoder(nn.Module):
         self.tokens.zero_()
 
 
-class _CachedBlock(nn.Module):
-    """Pre-norm attention over the cache, then a feed-forward network."""
+class CachedAttention(nn.Module):
+    """A pre-norm block of attention and a feed-forward network, with a cache for ``batch`` sequences."""
 
     keys: Tensor  # (batch, heads, context, head width)
     values: Tensor
@@ -206,7 +206,7 @@ class _CachedBlock(nn.Module):
     def __init__(self, shape: DecoderShape, batch: int) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.attention_norm = nn.LayerNorm(shape.width)
+        self.norm = nn.LayerNorm(shape.width)
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
         self.out = nn.Linear(shape.width, shape.width)
         self.feed_forward = nn.Sequential(
@@ -216,15 +216,33 @@ class _CachedBlock(nn.Module):
             nn.Linear(4 * shape.width, shape.width),
         )
         cache = (batch, shape.heads, shape.context, shape.width // shape.heads)
-        self.register_buffer("keys", torch.randn(cache))
+        self.register_buffer("keys", torch.randn(cache))  # not zeros: attention reads what was never written, too
         self.register_buffer("values", torch.randn(cache))
 
+    def split(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, (batch, heads, time, head width) each, of hidden (batch, time, width)."""
+        batch, time, width = hidden.shape
+        qkv = self.qkv(self.norm(hidden)).view(batch, time, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def attend(self, hidden: Tensor, query: Tensor, visible: Tensor) -> Tensor:
+        """The block's output where ``query`` attends to the cache; ``visible`` is a mask over it."""
+        return self.join(
+            hidden, nn.functional.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=visible)
+        )
+
+    def join(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The block's output, (batch, time, width), from what the heads attended to."""
+        hidden = hidden + self.out(attended.transpose(1, 2).reshape(hidden.shape))
+        return hidden + self.feed_forward(hidden)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+
+
+class _CachedBlock(CachedAttention):
+    """All sequences are at the same position."""
+
     def forward(self, hidden: Tensor, position: Tensor, visible: Tensor) -> Tensor:
-        batch, _, width = hidden.shape
-        qkv = self.qkv(self.attention_norm(hidden)).view(batch, 3, self.heads, 1, width // self.heads)
-        query, key, value = qkv.unbind(1)
+        query, key, value = self.split(hidden)
         self.keys.index_copy_(2, position, key)
         self.values.index_copy_(2, position, value)
-        attended = nn.functional.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=visible)
-        hidden = hidden + self.out(attended.reshape(batch, 1, width))
-        return hidden + self.feed_forward(hidden)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        return self.attend(hidden, query, visible)

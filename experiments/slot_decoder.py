@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from herald.experiments.language_models import DecoderShape
+from herald.experiments.language_models import CachedAttention, DecoderShape
 
 
 class SlotDecoder(nn.Module):
@@ -60,52 +60,21 @@ class SlotDecoder(nn.Module):
         return cast("Iterable[_SlotBlock]", self.blocks)  # a ModuleList knows only of modules
 
 
-class _SlotBlock(nn.Module):
-    """Pre-norm attention over the cache, then a feed-forward network."""
-
-    keys: Tensor  # (slots, heads, context, head width)
-    values: Tensor
-
-    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
-        super().__init__()
-        self.heads = shape.heads
-        self.norm = nn.LayerNorm(shape.width)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.out = nn.Linear(shape.width, shape.width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(shape.width),
-            nn.Linear(shape.width, 4 * shape.width),
-            nn.GELU(),
-            nn.Linear(4 * shape.width, shape.width),
-        )
-        cache = (num_slots, shape.heads, shape.context, shape.width // shape.heads)
-        self.register_buffer("keys", torch.zeros(cache))
-        self.register_buffer("values", torch.zeros(cache))
+class _SlotBlock(CachedAttention):
+    """Every sequence is in a slot, at a position of its own."""
 
     def prefill(self, hidden: Tensor, slots: Tensor) -> Tensor:
         """Hidden (n, time, width) of prompts; what pads them is cached, too, until decoding overwrites it."""
-        query, key, value = self._split(hidden)
+        query, key, value = self.split(hidden)
         time = hidden.shape[1]
         self.keys[slots, :, :time] = key
         self.values[slots, :, :time] = value
-        return self._joined(hidden, nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True))
+        return self.join(hidden, nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True))
 
     def decode(self, hidden: Tensor, at: Tensor, visible: Tensor) -> Tensor:
         """Hidden (slots, 1, width) of the newest tokens, whose keys and values go to ``at`` (slots,)."""
-        query, key, value = self._split(hidden)
+        query, key, value = self.split(hidden)
         every = torch.arange(len(at), device=at.device)
         self.keys[every, :, at] = key.squeeze(2)
         self.values[every, :, at] = value.squeeze(2)
-        attended = nn.functional.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=visible)
-        return self._joined(hidden, attended)
-
-    def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, time, width = hidden.shape
-        qkv = self.qkv(self.norm(hidden)).view(batch, time, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
-    def _joined(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        batch, time, width = hidden.shape
-        hidden = hidden + self.out(attended.transpose(1, 2).reshape(batch, time, width))
-        return hidden + self.feed_forward(hidden)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        return self.attend(hidden, query, visible)

@@ -8,7 +8,10 @@ from herald import config as config_file
 from herald.config import Config, JobConfig
 from herald.errors import AttachError, ConfigError
 from herald.hooks import devices, learned
-from herald.hooks.job import DisabledJob, HighJob, Job, LowJob
+from herald.hooks.disabled import DisabledJob
+from herald.hooks.job import Job
+from herald.hooks.service import HighJob
+from herald.hooks.trainer import LowJob
 from herald.job_view import JobView
 from herald.settings import Settings, check_domain
 from herald.slo import NO_SLO, Slo, SloSpec

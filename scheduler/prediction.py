@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from herald.scheduler.snapshot import Infeasible, Service, Snapshot
+from herald.scheduler.snapshot import Infeasible, Pace, Plan, Service, Snapshot
 
 # From a CPU's store into a gate word to its effect on the GPU (p99 11 us on an H200) and the watcher's turn.
 RELEASE_NS = 50_000
@@ -17,6 +17,8 @@ MIN_SAMPLES = 20
 # Requests before their misses say anything of the load, and how far beyond what the target allows is too far.
 MIN_JUDGED = 100
 OVERLOADED = 2.0
+
+_GRAIN_NS = 100_000
 
 
 def residual_ns(snapshot: Snapshot, device: str) -> int:
@@ -33,6 +35,21 @@ def service_ns(service: Service, quantile: float) -> int | None:
     if service.service_times.count < MIN_SAMPLES:
         return None
     return service.service_times.quantile(quantile)
+
+
+def paced_plan(margin_ns: int, alone_ns: float, queue_limit: int, *, inflation: float, quantile: float) -> Plan:
+    """The plan that closes the gate ``margin_ns`` + what remains x ``inflation`` before a deadline.
+
+    ``alone_ns``: what remains of a request of which nothing is known. Leads are rounded up, so that a jittering
+    prediction is not a new plan every tick.
+    """
+    margin_ns = _round_up(margin_ns)
+    pace = Pace(margin_ns, round(inflation * 1e6), round(quantile * 1e6))
+    return Plan(_round_up(margin_ns + round(alone_ns * inflation)), queue_limit, pace)
+
+
+def _round_up(ns: int) -> int:
+    return -(-ns // _GRAIN_NS) * _GRAIN_NS
 
 
 def infeasible(snapshot: Snapshot) -> tuple[Infeasible, ...]:

@@ -44,7 +44,6 @@ class Service:
     alone_ns: int | None = None  # service time alone at a high quantile, as its agent learnt it
     solo_requests: int = 0  # requests that ran with the gate closed from begin to end
     solo_ns: int = 0  # their service times, summed
-    requests_begun: int = 0
     requests_done: int = 0
     met: int = 0
     missed: int = 0
@@ -53,18 +52,11 @@ class Service:
     beside_ns: int = 0  # their service times, summed
     busy_ns: int = 0  # time with a request open
     busy_open_ns: int = 0  # of it with the gate open
-    open_requests: int = 0
-    latencies: Durations | None = None  # arrival -> done
 
     @property
     def work_done(self) -> int:
         """What needed the device and is done: requests, or steps of an engine."""
         return self.service_times.count
-
-    @property
-    def mean_alone_ns(self) -> float | None:
-        """Mean service time alone since it attached; None before the first request that ran so."""
-        return self.solo_ns / self.solo_requests if self.solo_requests else None
 
 
 @dataclass(frozen=True)
@@ -258,7 +250,6 @@ def _service(job: JobView) -> Service:
         alone_ns=job.alone_ns if job.alone_ns >= 0 else None,
         solo_requests=job.solo_requests,
         solo_ns=job.solo_ns,
-        requests_begun=job.requests_begun,
         requests_done=job.requests_done,
         met=job.slo_met,
         missed=job.slo_missed,
@@ -267,8 +258,6 @@ def _service(job: JobView) -> Service:
         beside_ns=job.beside_ns,
         busy_ns=job.busy_ns,
         busy_open_ns=job.busy_open_ns,
-        open_requests=job.open_requests,
-        latencies=job.latency,
     )
 
 

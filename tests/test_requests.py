@@ -12,7 +12,7 @@ import torch
 
 import herald
 from herald import layout
-from herald.hooks.job import HighJob
+from herald.hooks.service import HighJob
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.table import Table
 

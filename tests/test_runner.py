@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,12 +12,11 @@ from rich.console import Console
 from herald.domains import domains
 from herald.errors import ConfigError, HeraldError
 from herald.experiments import rows, settings
-from herald.experiments.arrivals import from_json
 from herald.experiments.crew import Pair
 from herald.experiments.plan import Colocation, plan
-from herald.experiments.process import Launch, WorkerError
 from herald.experiments.runner import OutOfTime, Runner
 from herald.experiments.settings import Setting
+from tests.fake_workers import Fleet
 
 PAIR = Pair("cpu-transformer", "cpu-vgg")
 SETTINGS = ("alone", "train-alone", "timeslice")
@@ -34,65 +32,6 @@ EXPERIMENT = Colocation(
     slo_ms=None,
     slo_factor=2.0,
 )
-
-
-class FakeWorker:
-    """Serves every request in 5 ms and trains at 10 steps/s; fails where it is told to."""
-
-    def __init__(self, launch: Launch, fleet: "Fleet") -> None:
-        self.launch = launch
-        self.fleet = fleet
-        self.answers: list[dict[str, Any]] = []
-        self.is_open = True
-
-    def send(self, do: str, **fields: Any) -> None:
-        self.fleet.log.append((self.launch.name, do, fields))
-        self.answers.append(getattr(self, f"on_{do}")(**fields))
-
-    def receive(self, timeout_s: float) -> dict[str, Any]:
-        return self.answers.pop(0)
-
-    def call(self, do: str, *, timeout_s: float, **fields: object) -> dict[str, Any]:
-        self.send(do, **fields)
-        return self.receive(timeout_s)
-
-    def close(self) -> None:
-        self.is_open = False
-
-    def on_load(self, **fields: Any) -> dict[str, Any]:
-        return {"torch": "fake", "workload": fields["workload"]}
-
-    def on_attach(self, **_fields: Any) -> dict[str, Any]:
-        return {"attach_s": 0.1}
-
-    def on_detach(self) -> dict[str, Any]:
-        return {"ops_seen": 5}
-
-    def on_run(self, start_s: float, seconds: float, arrivals: dict[str, Any]) -> dict[str, Any]:
-        if self.fleet.failures:
-            raise WorkerError(self.fleet.failures.pop())
-        self.fleet.now_s += seconds / 2  # both jobs of a run wait for the same time; half each is near enough
-        if self.launch.name == "training":
-            return {"done_s": [0.1 * step for step in range(1, 21)]}
-        scheduled = from_json(arrivals).times_s(seconds)
-        return {"scheduled_s": scheduled, "begun_s": scheduled, "done_s": [time + 0.005 for time in scheduled]}
-
-
-class Fleet:
-    """All workers of a test, what they were told, and the clock that their runs advance."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[str, str, dict[str, Any]]] = []
-        self.workers: list[FakeWorker] = []
-        self.failures: list[str] = []
-        self.now_s = 0.0
-
-    def start(self, launch: Launch) -> FakeWorker:
-        self.workers.append(FakeWorker(launch, self))
-        return self.workers[-1]
-
-    def told(self, do: str) -> list[dict[str, Any]]:
-        return [fields for _, command, fields in self.log if command == do]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from herald.config import did_you_mean
 from herald.errors import ConfigError
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.scheduler import queueing
-from herald.scheduler.prediction import RELEASE_NS, residual_ns
+from herald.scheduler.prediction import RELEASE_NS, paced_plan, residual_ns
 from herald.scheduler.snapshot import (
     CLOSED,
     FREE_PLAN,
@@ -37,7 +37,6 @@ from herald.scheduler.snapshot import (
     JobKey,
     Memory,
     Mode,
-    Pace,
     Plan,
     Service,
     Snapshot,
@@ -62,7 +61,6 @@ WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it 
 UNLUCKY = -1.5  # with less leeway, nothing new is tried
 SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
 SM_GROUP = 8
-_GRAIN_NS = 100_000  # leads are rounded up, so that a jittering prediction is not a new plan every tick
 
 
 @dataclass(frozen=True)
@@ -162,10 +160,10 @@ class Herald:
             return FREE_PLAN if self.time else Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)
         if limit == 0:
             return STRICT_PLAN
-        margin_ns = _round_up(view.margin_ns)
-        pace = Pace(margin_ns, round(self.inflation * 1e6), round(self.quantile * 1e6))
         limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
-        return Plan(_round_up(margin_ns + round(view.alone_ns(service) * self.inflation)), limit, pace)
+        return paced_plan(
+            view.margin_ns, view.alone_ns(service), limit, inflation=self.inflation, quantile=self.quantile
+        )
 
 
 @dataclass(frozen=True)
@@ -249,10 +247,6 @@ class _View:
 def _is_enough(seen: Evidence, times: float) -> bool:
     in_vain = seen.time_ns >= times * IN_VAIN_NS
     return in_vain or (seen.beside_requests >= times * TRIED_REQUESTS and seen.time_ns >= times * TRIED_NS)
-
-
-def _round_up(ns: int) -> int:
-    return -(-ns // _GRAIN_NS) * _GRAIN_NS
 
 
 def make(arguments: str) -> Herald:

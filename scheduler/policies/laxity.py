@@ -11,11 +11,8 @@ simulation in which it missed 0.10 % with it (DESIGN.md, Deciding).
 
 from dataclasses import dataclass
 
-from herald.scheduler.prediction import RELEASE_NS, residual_ns, service_ns
-from herald.scheduler.snapshot import STRICT_PLAN, Decision, Pace, Plan, Service, Snapshot
-
-# Leads are rounded up to this, so that a jittering prediction is not a new plan every tick.
-_GRAIN_NS = 100_000
+from herald.scheduler.prediction import RELEASE_NS, paced_plan, residual_ns, service_ns
+from herald.scheduler.snapshot import STRICT_PLAN, Decision, Plan, Service, Snapshot
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,7 @@ class Laxity:
         if predicted_ns is None or service.slo_ns is None:
             return STRICT_PLAN
         margin_ns = residual_ns(snapshot, service.device) + RELEASE_NS
-        pace = Pace(_round_up(margin_ns), round(self.inflation * 1e6), round(self.quantile * 1e6))
-        return Plan(_round_up(margin_ns + round(predicted_ns * self.inflation)), self.queue_limit, pace)
-
-
-def _round_up(ns: int) -> int:
-    return -(-ns // _GRAIN_NS) * _GRAIN_NS
+        return paced_plan(margin_ns, predicted_ns, self.queue_limit, inflation=self.inflation, quantile=self.quantile)
 
 
 POLICY = Laxity()

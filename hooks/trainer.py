@@ -1,0 +1,84 @@
+"""A low-priority job: best-effort training, whose ops wait at the gate and keep to a share of the SMs."""
+
+import ctypes
+from contextlib import ExitStack
+from pathlib import Path
+
+from typing_extensions import override
+
+from herald.errors import AttachError
+from herald.hooks import classes, devices, launches, learned, native, sm_share
+from herald.hooks.devices import JobDevice
+from herald.hooks.job import AttachedJob
+from herald.native import process_token
+from herald.table import Table
+
+
+class LowJob(AttachedJob):
+    """Best-effort training: its heavy ops wait while the gate of their device is closed."""
+
+    priority = "low"
+
+    def __init__(
+        self, table: Table, device: JobDevice, *, name: str, light_percent: float, weight: float, floor: float
+    ) -> None:
+        self._light_percent = light_percent
+        super().__init__(table, device, name=name, weight=weight, floor=floor)
+
+    def _check_neighbours(self) -> None:
+        super()._check_neighbours()
+        for other in self._neighbours():
+            if other.priority == "low":
+                raise AttachError(
+                    f"this process already has the low-priority job {other.name!r}: the op hook sees the whole "
+                    "process, so that one is enough; detach it first"
+                )
+
+    def _start(self) -> None:
+        error = ctypes.create_string_buffer(native.ERROR_BYTES)
+        slots, num_cuda = self._device_slots()
+        # Without MPS the contexts of a GPU take turns, so nothing of this job runs beside a request anyway.
+        all_heavy = self._light_percent == 0 or (self._device.is_cuda and not self._device.mps)
+        classes.teach(self._gpu_model(), self._light_percent)
+        ok = native.hook().herald_low_attach(
+            self._table.address,
+            self._table.lock_fd,
+            self._row,
+            process_token(),
+            (ctypes.c_int32 * len(slots))(*slots),
+            num_cuda,
+            all_heavy,
+            error,
+            native.ERROR_BYTES,
+        )
+        if not ok:
+            raise AttachError(f"ops cannot be gated: {error.value.decode()}; see `herald doctor`")
+        with ExitStack() as undo:
+            undo.callback(native.hook().herald_low_detach)
+            launches.start(gate=str(self._table.address))
+            undo.callback(launches.stop, gate=str(self._table.address))
+            if self._device.cuda_index is not None:
+                share = sm_share.of_job(self._table.address, self._row, self._device.cuda_index)
+                share.start()
+                undo.callback(share.stop)
+            self._undo = undo.pop_all()
+
+    def _stop(self) -> None:
+        self._undo.close()
+
+    @override
+    def save_profile(self, path: str | Path) -> None:
+        learned.save(path, learned.device_description(self._device.cuda_index))
+
+    def _gpu_model(self) -> str | None:
+        index = self._device.cuda_index
+        return None if index is None else learned.device_description(index)
+
+    def _device_slots(self) -> tuple[list[int], int]:
+        """Table slots of every device that ops may run on, by CUDA index; (slots, number of CUDA devices)."""
+        if not self._device.is_cuda:
+            return [self._table.device_slot(self._device.name)], 0
+        import torch
+
+        count = torch.cuda.device_count()
+        return [self._table.device_slot(devices.gpu_name(i)) for i in range(count)], count
