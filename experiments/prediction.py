@@ -136,6 +136,7 @@ def _request_rows(options: Options, pair: Pair, log_dir: Path) -> Iterator[Row]:
                 slo_ms=1000.0,
                 domain=domain.name,
                 follow=True,
+                observe=True,
             )
             trial = run_trial(crew, setting, terms)
             yield {

@@ -28,7 +28,8 @@ class Terms:
     slo_ms: float | None = None  # needed where Herald takes part
     domain: str | None = None  # likewise
     profile: str | None = None  # a file of op costs, with which the trainer attaches
-    follow: bool = False  # Herald follows the progress of every request
+    follow: bool = False  # Herald may follow the progress of requests
+    observe: bool = False  # it does so of every request, whatever the policy
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,5 @@ def _attach(members: dict[Role, Channel], device: str, terms: Terms) -> None:
             settle=SETTLE_STEPS,
             **({"profile": terms.profile} if role == "training" and terms.profile else {}),
             **({"follow": True} if role == "inference" and terms.follow else {}),
+            **({"observe": True} if role == "inference" and terms.observe else {}),
         )

@@ -81,14 +81,15 @@ class Session:
         settle: int,
         profile: str | None = None,
         follow: bool = False,
+        observe: bool = False,
         name: str | None = None,
         config: str | None = None,
     ) -> dict[str, object]:
         """Take part in Herald, then run ``settle`` steps with nobody in the way, so that it knows the ops.
 
         May come before `load`: a program that captures a CUDA graph is to capture it attached. ``profile``: a file of
-        op costs. ``follow``: have Herald follow the progress of every request through the program's model. ``name``:
-        the job's key in the ``config`` file's [jobs].
+        op costs. ``follow``: let Herald follow the progress of requests through the program's model, where its policy
+        needs that; ``observe``: of every request. ``name``: the job's key in the ``config`` file's [jobs].
         """
         import herald
 
@@ -105,7 +106,7 @@ class Session:
             profile=profile,
             config=config,
         )
-        if follow:
+        if observe:
             self.job.observe_progress()
         attached_s = time.monotonic()
         if settle:

@@ -6,7 +6,7 @@ A test compares the two, field by field. Nothing here reads or writes; who may w
 import ctypes
 
 MAGIC = 0x31304C4152454811
-VERSION = 3
+VERSION = 4
 MAX_JOBS = 64
 MAX_DEVICES = 16
 NUM_CLASSES = 4
@@ -69,7 +69,8 @@ class DeviceHold(ctypes.Structure):
         ("opened_ns", _i64),
         ("breathe_until_ns", _i64),
         ("forced", _u64),
-        ("_pad", ctypes.c_char * 32),
+        ("standby_until_ns", _i64),
+        ("_pad", ctypes.c_char * 24),
     )
 
 

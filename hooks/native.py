@@ -40,6 +40,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "herald_low_detach": (None, ()),
     "herald_low_capture_begin": (_int, ()),
     "herald_low_capture_end": (None, ()),
+    "herald_low_step": (None, ()),
+    "herald_low_standby": (None, (_int,)),
     "herald_costs_rule": (None, (_u32, _u32, _u64)),
     "herald_costs_set": (None, (_u64, _u32, _u64, _u32, _text)),
     "herald_costs_at": (

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from herald.hooks import green_contexts
+from herald.hooks import green_contexts, native
 from herald.hooks.green_contexts import NoShareError
 from herald.layout import Header, JobRow
 
@@ -84,7 +84,7 @@ class SmShare:
     def _follow_plan(self) -> None:
         import torch
 
-        self._row.train_steps += 1
+        native.hook().herald_low_step()
         if self._row.train_steps == 1:
             self._row.sm_total = _sm_total(self._index)
         if self._row.sm_total == 0 or torch.cuda.current_device() != self._index:

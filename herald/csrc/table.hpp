@@ -23,7 +23,7 @@
 namespace herald {
 
 constexpr uint64_t kMagic = 0x31304c4152454811ull;  // unprintable first byte: no text file passes for a table
-constexpr uint32_t kVersion = 3;
+constexpr uint32_t kVersion = 4;
 constexpr uint32_t kMaxJobs = 64;
 constexpr uint32_t kMaxDevices = 16;
 constexpr uint32_t kNumClasses = 4;  // 0: whose bits could close (see attached()), 1 heavy; two more for finer classes
@@ -80,6 +80,7 @@ struct alignas(64) DeviceHold {
   i64 opened_ns;         // when it last went from closed to open
   i64 breathe_until_ns;  // nobody closes before this
   a64 forced;            // times the gate was forced open
+  i64 standby_until_ns;  // until then some trainer's hook may rest that is to be woken by a close (set by trainers)
 };
 
 struct JobRow {
@@ -150,7 +151,7 @@ struct JobRow {
   a64 light_ns;        // predicted device time let through as light
   a64 longest_op_ns;   // longest predicted stretch that a close cannot stop
   a64 throttle_ns;     // host time spent bounding the run-ahead
-  a32 armed;           // 1: the hook is on; 0: it rests, since no high-priority job is attached to its devices
+  a32 armed;           // 1: the hook is on, or a close wakes it; 0: it rests, since no service could close its gates
   a32 sm_total;        // SMs of its device if it can keep to a share of them; 0: it cannot
   a64 sampled_ns;      // measured device time of sampled stretches of a busy stream
   a64 covered_ns;      // of it: predicted time of ops that passed the gate
@@ -283,7 +284,10 @@ class TableView {
     if (word.load(std::memory_order_relaxed) == 0) {
       hold(device).closed_since_ns.store(now - owed_ns(device, now), std::memory_order_release);
     }
-    word.fetch_or(1u << bit, std::memory_order_seq_cst);
+    const uint32_t before = word.fetch_or(1u << bit, std::memory_order_seq_cst);
+    if (before == 0 && now < hold(device).standby_until_ns.load(std::memory_order_seq_cst)) {
+      futex(&word, FUTEX_WAKE, INT_MAX, nullptr);
+    }
   }
 
   void open_gate(uint32_t device, uint32_t bit) const { clear_bits(device, 1u << bit); }

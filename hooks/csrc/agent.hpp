@@ -1,5 +1,5 @@
-// The one helper thread of a process with jobs: it sees requests complete, closes gates in time, beats, and clears
-// up after the dead. It makes no CUDA call and never takes the GIL.
+// The helper thread of a process with jobs: it sees requests complete, closes gates in time, beats, and clears
+// up after the dead. It makes no CUDA call and never takes the GIL. A second thread watches a gate on standby.
 #pragma once
 
 #include <pthread.h>
@@ -19,7 +19,8 @@ class Agent {
  public:
   static constexpr int64_t kBeatNs = 100'000'000;  // heartbeat and reaping: the dead hold a gate at most this long
   static constexpr int64_t kPollNs = 20'000;       // between two looks at completion words
-  static constexpr int64_t kArmNs = 10'000'000;    // between two looks at whether the hook is needed
+  static constexpr int64_t kWatchNs = 50'000'000;  // on standby, likewise: a wake-up that was lost costs at most this
+  static constexpr int64_t kPromiseNs = 1'000'000'000;  // for how long closes are to wake a trainer on standby
 
   // A table this process uses, watched from the first job on and for good: a captured CUDA graph keeps its waits
   // after its job is gone, and someone must clear up after a service that dies.
@@ -46,13 +47,14 @@ class Agent {
     }
   }
 
-  // The gate of the low-priority job (one a process): its heartbeat and its hook. Null: none any more.
+  // The gate of the low-priority job (one a process): its heartbeat and its hook, which is on. Null: none any more.
   void set_gate(Gate* gate) {
     Guard guard(mutex_);
     gate_ = gate;
     if (gate_) gate_->row().armed.store(1, std::memory_order_relaxed);
   }
 
+  // Look at once at whether the hook is needed.
   void arm_now() {
     Guard guard(mutex_);
     if (gate_) arm(*gate_);
@@ -77,16 +79,19 @@ class Agent {
   };
 
   bool start() {
-    if (started_) return true;
+    if (!started_) started_ = start_thread([](void* self) -> void* { static_cast<Agent*>(self)->run(); });
+    return started_;
+  }
+
+  bool start_thread(void* (*body)(void*)) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals belong to the job's own threads
     pthread_t thread;
-    const auto body = [](void* self) -> void* { static_cast<Agent*>(self)->run(); };
-    started_ = pthread_create(&thread, nullptr, body, this) == 0;
-    if (started_) pthread_detach(thread);
+    const bool started = pthread_create(&thread, nullptr, body, this) == 0;
+    if (started) pthread_detach(thread);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    return started_;
+    return started;
   }
 
   [[noreturn]] void run() {
@@ -101,8 +106,9 @@ class Agent {
         Guard guard(mutex_);
         for (const auto& job : high_) next = std::min(next, job->watch(now, &polling));
         if (gate_) {
+          next = std::min(next, gate_->look(now));
+          if (gate_->on_standby()) keep_watch();
           arm(*gate_);
-          next = std::min(next, now + kArmNs);
         }
         if (now >= next_beat) {
           next_beat = now + kBeatNs;
@@ -114,17 +120,54 @@ class Agent {
     }
   }
 
-  // A trainer that is alone pays nothing: its hook rests until a service attaches, which waits to see it armed.
+  // A trainer that is alone pays nothing: its hook rests until a service attaches, which waits to see it armed. Nor
+  // does one on standby, until its gate closes.
   static void arm(Gate& gate) {
     a32& armed = gate.row().armed;
-    if (armed.load(std::memory_order_relaxed) == gate.needed()) return;
-    if (armed.load(std::memory_order_relaxed)) {
-      if (!arm_callbacks(false)) return;
-      armed.store(0, std::memory_order_seq_cst);
-      if (!gate.needed()) return;  // else one came between the question and the answer, and may have seen it armed
-    }
+    if (!gate.must_listen() && gate.listens() && arm_callbacks(false)) gate.set_listens(false);
+    if (!gate.listens()) armed.store(gate.needed(), std::memory_order_seq_cst);
+    // Asked again: someone may have come between the question and the answer, and may have seen it armed.
+    if (!gate.must_listen() || gate.listens()) return;
+    gate.set_listens(true);
     arm_callbacks(true);
     armed.store(1, std::memory_order_seq_cst);
+  }
+
+  // A thread for the gate of a trainer on standby: looks every few ms are too late for it.
+  void keep_watch() {
+    if (watching_) {
+      futex(&watch_, FUTEX_WAKE_PRIVATE, 1, nullptr);
+      return;
+    }
+    watching_ = start_thread([](void* self) -> void* { static_cast<Agent*>(self)->watch(); });
+  }
+
+  [[noreturn]] void watch() {
+    prctl(PR_SET_NAME, "herald-standby");
+    prctl(PR_SET_TIMERSLACK, 1000ul);
+    for (;;) {
+      const a32* word = nullptr;
+      uint32_t seen = 0;
+      Gate* woken = nullptr;
+      {
+        Guard guard(mutex_);
+        if (gate_ && gate_->on_standby()) {
+          gate_->watch_until(now_ns() + kPromiseNs);
+          word = &gate_->word();
+          seen = word->load(std::memory_order_seq_cst);  // what comes after it ends the wait below
+          const bool listened = gate_->listens();
+          arm(*gate_);
+          if (!listened && gate_->listens()) woken = gate_;
+        }
+      }
+      if (woken) woken->measure_drain();
+      const timespec nap{0, kWatchNs};
+      if (word) {
+        futex(word, FUTEX_WAIT, seen, &nap);
+      } else {
+        futex(&watch_, FUTEX_WAIT_PRIVATE, 0, &nap);
+      }
+    }
   }
 
   void rest(int64_t until_ns, bool polling) {
@@ -154,6 +197,8 @@ class Agent {
   std::vector<std::shared_ptr<HighJob>> high_;
   Gate* gate_ = nullptr;
   bool started_ = false;
+  bool watching_ = false;
+  const a32 watch_{0};  // for the futex of a watch that has nothing to watch
 
   Mutex wake_mutex_;
   a32 wake_{0};  // counts wakes, for the futex

@@ -2,14 +2,18 @@
 //
 //   host    (CPU)   the op's thread waits on the gate word: a bounded spin, then futex naps
 //   stream  (CUDA)  the op's stream waits on the GPU until the gate word is zero; the host goes on, up to a bound
+//
+// Whether ops come by here at all is the hook's to say, which listens only while it must (see Agent::arm, standby.hpp).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
 
 #include "coverage.hpp"
 #include "cuda_driver.hpp"
+#include "standby.hpp"
 #include "table.hpp"
 
 namespace herald {
@@ -53,7 +57,7 @@ class Gate {
   const TableView& table() const { return table_; }
   bool is_cuda() const { return cuda_ != nullptr; }
 
-  // CUDA: where device `index` finds its gate word and its progress words (kLanes 32-bit words, host and device).
+  // CUDA: where device `index` finds its gate word and its progress words (kProgressBytes, host and device).
   void set_cuda(const CudaDriver* cuda, a32* progress, uint64_t progress_device) {
     cuda_ = cuda;
     progress_ = progress;
@@ -78,6 +82,73 @@ class Gate {
       if (words_device_[i] && table_.attached(slots_[i]).load(std::memory_order_seq_cst) != 0) return true;
     }
     return false;
+  }
+
+  // Whether ops must come by now: on standby they need not while the gate is open.
+  bool must_listen() const {
+    return needed() && (!on_standby_.load(std::memory_order_acquire) || is_closed() || is_limited() ||
+                        captures_.load(std::memory_order_acquire) > 0);
+  }
+
+  bool listens() const { return listens_.load(std::memory_order_acquire); }
+
+  // Told by the agent before the hook is turned on and after it is turned off.
+  void set_listens(bool listens) {
+    if (listens) {
+      // The first op that comes by waits, and says what was still running.
+      for (Lane& lane : lanes_) lane.since_wait_ns.store(INT64_MAX / 2, std::memory_order_relaxed);
+      drain_asked_.store(++num_drains_, std::memory_order_relaxed);
+    } else {
+      rested_.store(true, std::memory_order_relaxed);
+    }
+    listens_.store(listens, std::memory_order_release);
+  }
+
+  // The agent's look, for standby; returns by when to look again.
+  int64_t look(int64_t now) {
+    const int64_t opened = is_closed() ? -1 : table_.hold(slot()).opened_ns.load(std::memory_order_relaxed);
+    const uint64_t throttled = row_.throttle_ns.load(std::memory_order_relaxed);
+    pace_.look({now, listens(), opened, counted().total_ns(), throttled, has_backlog()});
+    const bool pays = cuda_ && pace_.is_host_bound() && steps_.is_known() && !drains_.refuse(now) && uses_one_device();
+    on_standby_.store(pays || forced_standby_.load(std::memory_order_relaxed), std::memory_order_release);
+    return now + (pace_.is_known() || !listens() ? kLookNs : kQuickLookNs);
+  }
+
+  bool on_standby() const { return on_standby_.load(std::memory_order_acquire); }
+  void force_standby(bool on) { forced_standby_.store(on, std::memory_order_relaxed); }
+
+  // What a close changes, and the promise to whoever closes that it is being watched.
+  const a32& word() const { return table_.gate(slot(), kClassHeavy); }
+  void watch_until(int64_t until_ns) const {
+    i64& promised = table_.hold(slot()).standby_until_ns;
+    if (promised.load(std::memory_order_relaxed) < until_ns) promised.store(until_ns, std::memory_order_seq_cst);
+  }
+
+  // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long.
+  void measure_drain() {
+    if (!cuda_) return;
+    const uint32_t number = num_drains_;
+    const a32& drained = progress_[kLanes];
+    const int64_t begin = now_ns();
+    int64_t now = begin;
+    const timespec nap{0, kDrainNapNs};
+    while (drained.load(std::memory_order_acquire) != number && is_closed() && now - begin < kLongestDrainNs) {
+      nanosleep(&nap, nullptr);
+      now = now_ns();
+    }
+    if (drain_asked_.load(std::memory_order_relaxed) == number) return;  // no op came by to say
+    if (drained.load(std::memory_order_acquire) != number && now - begin <= Drains::kMostNs) return;  // opened too soon
+    drains_.add(now - begin, now);
+    tell_stretch(static_cast<uint64_t>(std::min(now - begin, Drains::kMostNs)));
+  }
+
+  // An optimizer's step is over, on the thread that took it.
+  void end_step() {
+    const bool counted = !rested_.exchange(!listens(), std::memory_order_relaxed);
+    const Work lacks = steps_.end(this->counted(), counted);
+    row_.gated_ns.fetch_add(lacks.gated_ns, std::memory_order_relaxed);
+    row_.light_ns.fetch_add(lacks.light_ns, std::memory_order_relaxed);
+    row_.train_steps.fetch_add(1, std::memory_order_relaxed);
   }
 
   // A limit is the daemon's, and goes with it: a dead one limits nobody.
@@ -105,10 +176,7 @@ class Gate {
     row_.gated_ns.fetch_add(static_cast<uint64_t>(self_ns), std::memory_order_relaxed);
     // What a closing gate cannot stop: on a stream up to a quantum of ops, or the longest single one.
     const int64_t quantum = cuda_ ? table_.header().quantum_ns.load(std::memory_order_relaxed) : 0;
-    const auto stretch = static_cast<uint64_t>(std::max(gated_inside ? 0 : self_ns, quantum));
-    if (stretch > row_.longest_op_ns.load(std::memory_order_relaxed)) {
-      row_.longest_op_ns.store(stretch, std::memory_order_relaxed);
-    }
+    tell_stretch(static_cast<uint64_t>(std::max(gated_inside ? 0 : self_ns, quantum)));
     pass(device, self_ns, self_ns);
   }
 
@@ -125,6 +193,16 @@ class Gate {
 
  private:
   static constexpr uint32_t kLanes = 64;
+  static constexpr int64_t kLookNs = 10'000'000;
+  static constexpr int64_t kQuickLookNs = 2'500'000;  // gates may be open for moments only
+  static constexpr int64_t kDrainNapNs = 20'000;
+  static constexpr int64_t kLongestDrainNs = 5'000'000;
+
+  void tell_stretch(uint64_t ns) {
+    if (ns > row_.longest_op_ns.load(std::memory_order_relaxed)) {
+      row_.longest_op_ns.store(ns, std::memory_order_relaxed);
+    }
+  }
 
   // `self_ns`: what the op counts for; `counted_ns`: what of it is in `passed_ns` already, 0 for an unknown op.
   void pass(uint32_t device, int64_t self_ns, int64_t counted_ns) {
@@ -214,7 +292,10 @@ class Gate {
   // Between two quanta of a stream that runs: the wait, and what there is to measure.
   void end_quantum(Lane& lane, uint32_t device, CudaStream stream, int64_t counted_ns) {
     const auto index = static_cast<uint64_t>(&lane - lanes_.data());
-    const uint64_t passed_ns = this->passed_ns() - static_cast<uint64_t>(counted_ns);  // this op comes after the wait
+    const uint64_t passed_ns = counted().total_ns() - static_cast<uint64_t>(counted_ns);  // this op comes after the wait
+    if (const uint32_t drain = drain_asked_.exchange(0, std::memory_order_relaxed)) {
+      cuda_->write_value(stream, progress_device_ + kLanes * sizeof(uint32_t), drain, 0);
+    }
     coverage_.before_wait(*cuda_, stream, passed_ns, progress_[index]);
     // Nobody is there who could close the gate: what is enqueued now has drained before a new service is protected.
     if (table_.attached(slots_[device]).load(std::memory_order_relaxed)) enqueue_wait(device, stream);
@@ -234,9 +315,29 @@ class Gate {
     return closed ? CoverageSampler::kClosed : table_.hold(slots_[device]).opened_ns.load(std::memory_order_relaxed);
   }
 
-  // Predicted device time of all that was let through.
-  uint64_t passed_ns() const {
-    return row_.gated_ns.load(std::memory_order_relaxed) + row_.light_ns.load(std::memory_order_relaxed);
+  // All that was let through.
+  Work counted() const {
+    return {row_.gated_ns.load(std::memory_order_relaxed), row_.light_ns.load(std::memory_order_relaxed)};
+  }
+
+  // The slot of the device that its ops run on; of several devices, of any.
+  uint32_t slot() const { return cuda_ ? slots_[lanes_[0].device.load(std::memory_order_relaxed)] : slots_[0]; }
+  bool is_closed() const { return word().load(std::memory_order_acquire) != 0; }
+
+  bool has_backlog() const {
+    for (size_t i = 0; progress_ && i < kLanes && lanes_[i].stream.load(std::memory_order_acquire) != 0; ++i) {
+      if (progress_[i].load(std::memory_order_relaxed) != lanes_[i].written_us.load(std::memory_order_relaxed)) return true;
+    }
+    return false;
+  }
+
+  bool uses_one_device() const {
+    const uint32_t device = lanes_[0].device.load(std::memory_order_relaxed);
+    return lanes_[0].stream.load(std::memory_order_acquire) != 0 &&
+           std::all_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) {
+             return lane.stream.load(std::memory_order_acquire) == 0 ||
+                    lane.device.load(std::memory_order_relaxed) == device;
+           });
   }
 
   // A captured progress write would repeat its constant at every replay: there is none in graphs.
@@ -309,9 +410,18 @@ class Gate {
   std::atomic<int64_t> spent_ns_{0};      // predicted time issued since the last look at the rate
   std::atomic<int64_t> rate_free_ns_{0};  // when the next may be issued
   bool all_heavy_ = false;
+  std::atomic<bool> listens_{true};
+  std::atomic<bool> rested_{true};  // during the training step that is under way: it began before this gate was there
+  std::atomic<bool> on_standby_{false};
+  std::atomic<bool> forced_standby_{false};
+  std::atomic<uint32_t> drain_asked_{0};  // number of the drain whose end the next wait is to mark; 0: none
+  uint32_t num_drains_ = 0;               // changed with the agent's lock held
+  Pace pace_;
+  Drains drains_;
+  StepWork steps_;
 
  public:
-  static constexpr uint64_t kProgressBytes = kLanes * sizeof(uint32_t);
+  static constexpr uint64_t kProgressBytes = (kLanes + 1) * sizeof(uint32_t);  // and one for drains
 };
 
 }  // namespace herald

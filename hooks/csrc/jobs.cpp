@@ -333,6 +333,18 @@ HERALD_API void herald_low_capture_end() {
   if (gate) gate->end_capture();
 }
 
+// An optimizer's step is over, on the thread that took it.
+HERALD_API void herald_low_step() {
+  Gate* gate = g_gate.load(std::memory_order_acquire);
+  if (gate) gate->end_step();
+}
+
+// For tests and measurements: the hook rests while the gate is open, whoever sets the pace.
+HERALD_API void herald_low_standby(int on) {
+  Gate* gate = g_gate.load(std::memory_order_acquire);
+  if (gate) gate->force_standby(on != 0);
+}
+
 HERALD_API void herald_costs_rule(uint32_t none_below_ns, uint32_t light_ns, uint64_t light_numel) {
   g_costs->change({none_below_ns, light_ns, light_numel});
 }

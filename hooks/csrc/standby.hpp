@@ -1,0 +1,129 @@
+// Standby: the hook of a trainer whose pace the host sets, not the GPU, rests while its gate is open and is armed as it
+// closes.
+//
+// To such a trainer every callback is a loss, where a GPU-bound one hides it. And it has next to nothing queued: the op
+// that comes after a close waits, and what runs until then is short. That is measured at every close; where it is not
+// so, the hook stays on. What was issued while it rested is known by the step: loops repeat themselves.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+namespace herald {
+
+// Predicted device time, as counted.
+struct Work {
+  uint64_t gated_ns = 0;
+  uint64_t light_ns = 0;
+
+  uint64_t total_ns() const { return gated_ns + light_ns; }
+};
+
+// Whether the host sets the pace. With an open gate, predicted work then takes longer than predicted, and what is
+// enqueued has mostly run by the next look. For one thread, the agent's.
+class Pace {
+ public:
+  struct Look {
+    int64_t now_ns;
+    bool counted;         // the hook was on since the last look
+    int64_t opened_ns;    // when the gate was last opened; -1: it is closed
+    uint64_t work_ns;     // counted so far
+    uint64_t throttle_ns;  // for which the host has waited for the GPU on the gate's account
+    bool backlog;         // not all that was enqueued has run
+  };
+
+  void look(const Look& at) {
+    if (at.counted && at.opened_ns >= 0 && at.opened_ns == last_.opened_ns && at.throttle_ns == last_.throttle_ns) {
+      time_ns_ += at.now_ns - last_.now_ns;
+      work_ns_ += static_cast<int64_t>(at.work_ns - last_.work_ns);
+      ++looks_;
+      backlogs_ += at.backlog;
+    }
+    last_ = at;
+    if (time_ns_ < kLongEnoughNs) return;
+    known_ = true;
+    host_bound_ = static_cast<double>(work_ns_) < kHostBound * static_cast<double>(time_ns_) && 3 * backlogs_ < looks_;
+    time_ns_ = work_ns_ = 0;
+    looks_ = backlogs_ = 0;
+  }
+
+  bool is_known() const { return known_; }
+  bool is_host_bound() const { return host_bound_; }
+
+ private:
+  static constexpr int64_t kLongEnoughNs = 200'000'000;
+  static constexpr double kHostBound = 0.8;
+
+  Look last_{0, false, -1, 0, 0, false};
+  int64_t time_ns_ = 0;
+  int64_t work_ns_ = 0;
+  int looks_ = 0;
+  int backlogs_ = 0;
+  bool known_ = false;
+  bool host_bound_ = false;
+};
+
+// How long trainers' work runs on after closes: too long too often, and there is no standby for a while.
+class Drains {
+ public:
+  static constexpr int64_t kMostNs = 1'000'000;
+
+  void add(int64_t ns, int64_t now) {
+    score_ = ns > kMostNs ? score_ + kLate : std::max(0, score_ - 1);
+    if (score_ < kTooLate) return;
+    refused_until_ns_.store(now + refusal_ns_, std::memory_order_relaxed);
+    refusal_ns_ = std::min(2 * refusal_ns_, kLongestRefusalNs);
+    score_ = 0;
+  }
+
+  bool refuse(int64_t now) const { return now < refused_until_ns_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr int kLate = 8;  // one in nine may be late
+  static constexpr int kTooLate = 24;
+  static constexpr int64_t kLongestRefusalNs = 3'600'000'000'000;
+
+  int score_ = 0;
+  int64_t refusal_ns_ = 30'000'000'000;
+  std::atomic<int64_t> refused_until_ns_{0};
+};
+
+// The work of a training step, for steps that nobody counted. For the thread that steps.
+class StepWork {
+ public:
+  // A step is over; `total`: all that was counted until now. Returns what the step's count lacks of a usual step;
+  // nothing of one that was `counted` all through, from which the usual one is learnt.
+  Work end(const Work& total, bool counted) {
+    const Work seen{total.gated_ns - total_.gated_ns, total.light_ns - total_.light_ns};
+    total_ = total;
+    if (counted) {
+      usual_.gated_ns = learn(usual_.gated_ns, seen.gated_ns);
+      usual_.light_ns = learn(usual_.light_ns, seen.light_ns);
+      known_.store(known_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+      return {};
+    }
+    const Work lacks{usual_.gated_ns - std::min(usual_.gated_ns, seen.gated_ns),
+                     usual_.light_ns - std::min(usual_.light_ns, seen.light_ns)};
+    total_.gated_ns += lacks.gated_ns;
+    total_.light_ns += lacks.light_ns;
+    return lacks;
+  }
+
+  bool is_known() const { return known_.load(std::memory_order_relaxed) >= kFewest; }
+
+ private:
+  static constexpr uint32_t kFewest = 8;
+
+  uint64_t learn(uint64_t usual, uint64_t seen) const {
+    const auto weight = static_cast<int64_t>(std::min(known_.load(std::memory_order_relaxed) + 1, kFewest));
+    return static_cast<uint64_t>(static_cast<int64_t>(usual) +
+                                 (static_cast<int64_t>(seen) - static_cast<int64_t>(usual)) / weight);
+  }
+
+  Work total_;
+  Work usual_;
+  std::atomic<uint32_t> known_{0};  // steps that it was learnt from
+};
+
+}  // namespace herald
