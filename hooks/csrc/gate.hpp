@@ -292,7 +292,8 @@ class Gate {
   // Between two quanta of a stream that runs: the wait, and what there is to measure.
   void end_quantum(Lane& lane, uint32_t device, CudaStream stream, int64_t counted_ns) {
     const auto index = static_cast<uint64_t>(&lane - lanes_.data());
-    const uint64_t passed_ns = counted().total_ns() - static_cast<uint64_t>(counted_ns);  // this op comes after the wait
+    // This op comes after the wait.
+    const uint64_t passed_ns = counted().total_ns() - static_cast<uint64_t>(counted_ns);
     if (const uint32_t drain = drain_asked_.exchange(0, std::memory_order_relaxed)) {
       cuda_->write_value(stream, progress_device_ + kLanes * sizeof(uint32_t), drain, 0);
     }
@@ -326,7 +327,8 @@ class Gate {
 
   bool has_backlog() const {
     for (size_t i = 0; progress_ && i < kLanes && lanes_[i].stream.load(std::memory_order_acquire) != 0; ++i) {
-      if (progress_[i].load(std::memory_order_relaxed) != lanes_[i].written_us.load(std::memory_order_relaxed)) return true;
+      const uint32_t done_us = progress_[i].load(std::memory_order_relaxed);
+      if (done_us != lanes_[i].written_us.load(std::memory_order_relaxed)) return true;
     }
     return false;
   }

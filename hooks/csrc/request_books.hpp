@@ -5,18 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "job_progress.hpp"
+#include "request.hpp"
 #include "table.hpp"
 
 namespace herald {
-
-// What a request was promised; 0: not that.
-struct Slo {
-  int64_t latency_ns = 0;  // arrival -> done
-  int64_t ttft_ns = 0;     // arrival -> first token
-  int64_t tpot_ns = 0;     // mean time per further token
-
-  bool any() const { return latency_ns || ttft_ns || tpot_ns; }
-};
 
 // When a request was where. What was never told is missed where it was promised.
 struct Passage {
@@ -88,18 +81,98 @@ class AloneClock {
   int64_t done_ns_ = 0;
 };
 
-// What steps of an engine took beyond their time alone: running sums, so that a request's share is a difference.
-struct Lost {
-  int64_t ns = 0;
-  uint64_t unknown = 0;  // steps of which nothing can be said
+// The books of one job.
+class Books {
+ public:
+  Books(JobRow& row, JobProgress& progress) : row_(row), progress_(progress) {}
 
-  void add(int64_t service_ns, int64_t alone_ns) {
-    if (alone_ns < 0) {
-      ++unknown;
-    } else {
-      ns += std::max<int64_t>(0, service_ns - alone_ns);
+  // The gate, as it was while the work ran.
+  struct GateTimes {
+    int64_t undisturbed_since_ns;  // closed from then on, and nothing else ran; INT64_MAX: not
+    int64_t open_since_ns;         // open to all from then on; INT64_MAX: not
+  };
+
+  // The work of a request or step is done, and learnt from. Returns when it would have been done alone, -1 where that
+  // is not known.
+  int64_t book_work(uint32_t slot, const Request& r, int64_t now, const GateTimes& gate, bool engine) {
+    const WorkKind kind = progress_.kind(slot);
+    Queue& queue = queue_of(r.queue);
+    const int64_t start = std::max(r.begin_ns, queue.done_ns);
+    const int64_t service = now - start;
+    const bool solo = gate.undisturbed_since_ns <= start;
+    progress_.finish(slot, start, now, gate.undisturbed_since_ns);
+    progress_.publish_alone(engine);
+    const int64_t alone = solo ? service : progress_.median_alone_ns(kind);
+    lost_.add(service, alone);
+    queue.done_ns = last_done_ns_ = now;
+    if (kind == kDecode) last_decode_ns_ = now;
+    row_.service[bucket_of(now - r.begin_ns)].fetch_add(1, std::memory_order_relaxed);
+    if (solo) {
+      row_.solo_requests.fetch_add(1, std::memory_order_relaxed);
+      row_.solo_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
+    } else if (gate.open_since_ns <= start) {
+      row_.beside_requests.fetch_add(1, std::memory_order_relaxed);
+      row_.beside_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
     }
+    return queue.alone.finish(r.arrival_ns, alone, now);
   }
+
+  // A request is over. `alone_done_ns` as `book_work` says; -1 of an engine's.
+  void book_request(const Request& r, int64_t now, int64_t alone_done_ns, bool engine) {
+    const Passage passage{r.arrival_ns, r.first_token_ns, now, r.tokens};
+    row_.latency[bucket_of(now - r.arrival_ns)].fetch_add(1, std::memory_order_relaxed);
+    if (r.tells_tokens) row_.tokens.fetch_add(r.tokens, std::memory_order_relaxed);
+    const int64_t tpot = passage.tpot_ns();
+    if (tpot >= 0) row_.tpot[bucket_of(tpot)].fetch_add(1, std::memory_order_relaxed);
+    row_.requests_done.fetch_add(1, std::memory_order_relaxed);
+    if (!r.slo.any()) return;
+    const bool met = passage.meets(r.slo);
+    (met ? row_.slo_met : row_.slo_missed).fetch_add(1, std::memory_order_relaxed);
+    if (met) return;
+    const bool anyway = engine ? steps_missed_anyway(r, passage) : latency_missed_anyway(r, alone_done_ns);
+    if (anyway) row_.missed_anyway.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  const Lost& lost() const { return lost_; }
+  int64_t last_done_ns() const { return last_done_ns_; }      // when any work was last done
+  int64_t last_decode_ns() const { return last_decode_ns_; }  // likewise, a decode step
+
+ private:
+  struct Queue {
+    uint64_t queue = 0;
+    int64_t done_ns = 0;  // when it last finished work: the next began there, though it may have been begun before
+    AloneClock alone;
+  };
+
+  Queue& queue_of(uint64_t queue) {
+    Queue* oldest = &queues_[0];
+    for (Queue& q : queues_) {
+      if (q.queue == queue) return q;
+      if (q.done_ns < oldest->done_ns) oldest = &q;
+    }
+    return *oldest = {queue, 0, {}};
+  }
+
+  // Whether a request that is work itself would have missed alone: by its latency, since which part of it was lost
+  // before the first token is not known.
+  static bool latency_missed_anyway(const Request& r, int64_t alone_done_ns) {
+    return alone_done_ns >= 0 && r.slo.latency_ns && alone_done_ns - r.arrival_ns > r.slo.latency_ns;
+  }
+
+  // Likewise of an engine's: by what its steps lost meanwhile.
+  bool steps_missed_anyway(const Request& r, Passage passage) const {
+    if (lost_.unknown != r.lost_before.unknown) return false;
+    passage.done_ns -= lost_.ns - r.lost_before.ns;
+    if (r.first_token_ns) passage.first_token_ns -= r.lost_at_token_ns - r.lost_before.ns;
+    return !passage.meets(r.slo);
+  }
+
+  JobRow& row_;
+  JobProgress& progress_;
+  Queue queues_[16];
+  Lost lost_;
+  int64_t last_done_ns_ = 0;
+  int64_t last_decode_ns_ = 0;
 };
 
 }  // namespace herald

@@ -16,6 +16,7 @@
 
 #include "closing.hpp"
 #include "cuda_driver.hpp"
+#include "hold.hpp"
 #include "job_progress.hpp"
 #include "mutex.hpp"
 #include "request_books.hpp"
@@ -34,7 +35,8 @@ class HighJob {
   // `words`: kNumWords zeroed 32-bit words, mapped for CUDA at `words_device`; null on CPU.
   HighJob(TableView table, uint32_t row, int cuda_index, a32* words, uint64_t words_device)
       : table_(table), row_(table.row(row)), cuda_index_(cuda_index), words_(words), words_device_(words_device),
-        busy_(row_), progress_(row_, words ? words + kSlots : nullptr, kSlots) {
+        hold_(table_, row_), busy_(row_), progress_(row_, words ? words + kSlots : nullptr, kSlots),
+        books_(row_, progress_) {
     requests_.resize(kSlots);
     free_requests_.reserve(kMostRequests);
     for (uint32_t i = kMostRequests; i-- > 0;) free_requests_.push_back(i);
@@ -56,7 +58,7 @@ class HighJob {
     r.arrival_ns = arrival_ns ? arrival_ns : now;
     r.slo = slo;
     r.due_ns = r.next_due_ns();
-    r.lost_before = lost_;
+    r.lost_before = books_.lost();
     (engine_ ? told_ : work_).push_back(slot);
     holders_ += !engine_;
     row_.requests_begun.fetch_add(1, std::memory_order_relaxed);
@@ -91,7 +93,7 @@ class HighJob {
     see_completions(now);  // of the step that made it, for one
     Request& r = requests_[slot];
     r.first_token_ns = now;
-    r.lost_at_token_ns = lost_.ns;
+    r.lost_at_token_ns = books_.lost().ns;
     row_.ttft[bucket_of(now - r.arrival_ns)].fetch_add(1, std::memory_order_relaxed);
     const int64_t due = r.next_due_ns();
     r.out_of_slack = r.out_of_slack && due == r.due_ns;  // slack that it ran out of was that of the first token
@@ -193,49 +195,14 @@ class HighJob {
     busy_.pass(now);
     detached_ = true;
     progress_.publish_none();
-    if (closed_) open_gate(now);
+    hold_.set(false, now);
   }
 
  private:
   static constexpr uint32_t kMostToSearch = 64;
   static constexpr uint32_t kMostQueued = 1u << 30;
   static constexpr int64_t kBooksNs = 10'000'000;  // between two entries of busy time; the daemon looks every 50 ms
-  static constexpr int64_t kDrainNs = 100'000'000;
   static constexpr int64_t kOthersNs = 1'000'000;  // nobody tells this job of the requests of others
-
-  // A request, or a step of an engine.
-  struct Request {
-    int64_t arrival_ns = 0;
-    int64_t begin_ns = 0;
-    int64_t due_ns = kNoDeadline;  // by when its work must be done
-    pthread_t thread{};
-    uint64_t queue = 0;  // the stream (CUDA) or thread (CPU) that ended it: its work came after that of those before it
-    bool ended = false;
-    bool holds = true;  // false once it overran max_hold: it lost the gate
-    bool out_of_slack = false;
-    // Of requests only.
-    Slo slo;
-    int64_t first_token_ns = 0;
-    uint32_t tokens = 0;
-    bool tells_tokens = false;
-    Lost lost_before;  // by the job before it began
-    int64_t lost_at_token_ns = 0;
-
-    // Where a request says tokens but no steps, there is no telling how far the next one is: once the first is out, it
-    // is due after one time per token, so that the rest runs without slack.
-    int64_t next_due_ns() const {
-      int64_t due = slo.latency_ns ? arrival_ns + slo.latency_ns : kNoDeadline;
-      if (slo.ttft_ns && !first_token_ns) due = std::min(due, arrival_ns + slo.ttft_ns);
-      if (slo.tpot_ns && first_token_ns) due = std::min(due, first_token_ns + slo.tpot_ns);
-      return due;
-    }
-  };
-
-  struct Queue {
-    uint64_t queue = 0;
-    int64_t done_ns = 0;  // when it last finished work: the next began there, though it may have been begun before
-    AloneClock alone;
-  };
 
   int64_t id_of(uint32_t slot) const { return int64_t{progress_.tag(slot)} << 16 | slot; }
 
@@ -276,7 +243,7 @@ class HighJob {
       if (r.ended) continue;
       if (kind == kPrefill && r.slo.ttft_ns && !r.first_token_ns) due = std::min(due, r.arrival_ns + r.slo.ttft_ns);
       if (kind == kDecode && r.slo.tpot_ns && r.first_token_ns) {
-        due = std::min(due, std::max(r.first_token_ns, last_decode_ns_) + r.slo.tpot_ns);
+        due = std::min(due, std::max(r.first_token_ns, books_.last_decode_ns()) + r.slo.tpot_ns);
       }
     }
     return due;
@@ -299,25 +266,12 @@ class HighJob {
       if (!first || r.due_ns < first->due_ns) first = &r;
     }
     const auto slot = static_cast<uint32_t>(first - requests_.data());
-    progress_.publish(slot, first->begin_ns, now, undisturbed_since());
+    progress_.publish(slot, first->begin_ns, now, hold_.undisturbed_since_ns());
   }
 
   void count_open_requests() {
     const size_t count = engine_ ? told_.size() : work_.size();
     row_.open_requests.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
-  }
-
-  // What trainers launched while nothing of theirs waited (before this job came, or under a plan that never closes) runs
-  // on behind a closed gate for a while.
-  int64_t undisturbed_since() const { return closed_ ? std::max(closed_since_, drained_ns_) : INT64_MAX; }
-
-  Queue& queue_of(uint64_t queue) {
-    Queue* oldest = &queues_[0];
-    for (Queue& q : queues_) {
-      if (q.queue == queue) return q;
-      if (q.done_ns < oldest->done_ns) oldest = &q;
-    }
-    return *oldest = {queue, 0, {}};
   }
 
   // In the order in which they ended: where the work of one began depends on the one before. Marks come first: nothing
@@ -337,110 +291,39 @@ class HighJob {
   }
 
   void complete(uint32_t slot, int64_t now) {
+    const Request& r = requests_[slot];
     int64_t alone_done_ns = -1;
     if (std::erase(work_, slot) > 0) {
-      alone_done_ns = book_work(slot, now);
+      const Books::GateTimes gate{hold_.undisturbed_since_ns(), busy_.open_since_ns()};
+      alone_done_ns = books_.book_work(slot, r, now, gate, engine_);
+      holders_ -= r.holds;
+      if (work_.empty()) progress_.publish_none();
     } else if (std::erase(told_, slot) == 0) {
       return;
     }
     if (slot < kMostRequests) {
-      book_request(requests_[slot], now, alone_done_ns);
+      books_.book_request(r, now, alone_done_ns, engine_);
+      count_open_requests();
       free_requests_.push_back(slot);
     } else {
       free_steps_.push_back(slot);
     }
   }
 
-  // Returns when the work would have been done alone, -1 where that is not known.
-  int64_t book_work(uint32_t slot, int64_t now) {
-    const Request& r = requests_[slot];
-    const WorkKind kind = progress_.kind(slot);
-    Queue& queue = queue_of(r.queue);
-    const int64_t start = std::max(r.begin_ns, queue.done_ns);
-    const int64_t service = now - start;
-    const bool solo = undisturbed_since() <= start;
-    progress_.finish(slot, start, now, undisturbed_since());
-    progress_.publish_alone(engine_);
-    const int64_t alone = solo ? service : progress_.median_alone_ns(kind);
-    lost_.add(service, alone);
-    queue.done_ns = last_done_ns_ = now;
-    if (kind == kDecode) last_decode_ns_ = now;
-    holders_ -= r.holds;
-    row_.service[bucket_of(now - r.begin_ns)].fetch_add(1, std::memory_order_relaxed);
-    if (solo) {
-      row_.solo_requests.fetch_add(1, std::memory_order_relaxed);
-      row_.solo_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
-    } else if (busy_.open_since_ns() <= start) {
-      row_.beside_requests.fetch_add(1, std::memory_order_relaxed);
-      row_.beside_ns.fetch_add(static_cast<uint64_t>(std::max<int64_t>(0, service)), std::memory_order_relaxed);
-    }
-    if (work_.empty()) progress_.publish_none();
-    return queue.alone.finish(r.arrival_ns, alone, now);
-  }
-
-  void book_request(const Request& r, int64_t now, int64_t alone_done_ns) {
-    const Passage passage{r.arrival_ns, r.first_token_ns, now, r.tokens};
-    row_.latency[bucket_of(now - r.arrival_ns)].fetch_add(1, std::memory_order_relaxed);
-    if (r.tells_tokens) row_.tokens.fetch_add(r.tokens, std::memory_order_relaxed);
-    const int64_t tpot = passage.tpot_ns();
-    if (tpot >= 0) row_.tpot[bucket_of(tpot)].fetch_add(1, std::memory_order_relaxed);
-    row_.requests_done.fetch_add(1, std::memory_order_relaxed);
-    if (r.slo.any()) {
-      const bool met = passage.meets(r.slo);
-      (met ? row_.slo_met : row_.slo_missed).fetch_add(1, std::memory_order_relaxed);
-      if (!met && misses_alone(r, passage, alone_done_ns)) row_.missed_anyway.fetch_add(1, std::memory_order_relaxed);
-    }
-    count_open_requests();
-  }
-
-  // Whether a request that missed would have missed alone. Of a request that is work itself, by its latency: which part
-  // of it was lost before the first token is not known. Of an engine's, by what its steps lost meanwhile.
-  bool misses_alone(const Request& r, Passage passage, int64_t alone_done_ns) const {
-    if (!engine_) {
-      return alone_done_ns >= 0 && r.slo.latency_ns && alone_done_ns - r.arrival_ns > r.slo.latency_ns;
-    }
-    if (lost_.unknown != r.lost_before.unknown) return false;
-    passage.done_ns -= lost_.ns - r.lost_before.ns;
-    if (r.first_token_ns) passage.first_token_ns -= r.lost_at_token_ns - r.lost_before.ns;
-    return !passage.meets(r.slo);
-  }
-
   // Makes the gate what it should be now; returns when that may change without a begin or an end.
   int64_t settle(int64_t now) {
-    if (!detached_) tell_whether_it_closes();
+    if (!detached_) hold_.tell_whether_it_closes();
     busy_.pass(now);
     busy_.set_busy(!work_.empty());
     int64_t next = kNever;
     bool want = !detached_ && wants_closed(now, &next);
-    if (want && !table_.may_close(row_.device, now)) {
+    if (const int64_t barred = want ? hold_.barred_until_ns(now) : INT64_MIN; barred != INT64_MIN) {
       want = false;
-      next = std::min(next, table_.hold(row_.device).breathe_until_ns.load(std::memory_order_relaxed));
+      next = std::min(next, barred);
     }
-    // Set again even if it is ours already: someone may have taken the bit while this process was stopped.
-    const a32& gate = table_.gate(row_.device, kClassHeavy);
-    if (want && (!closed_ || !(gate.load(std::memory_order_relaxed) >> row_.bit & 1))) {
-      close_gate(now);
-    } else if (!want && closed_) {
-      open_gate(now);
-    }
-    busy_.set_gate(gate.load(std::memory_order_relaxed) == 0);
+    hold_.set(want, now);
+    busy_.set_gate(hold_.is_open());
     return next;
-  }
-
-  // Where the plan never closes the gate, trainers need not look out for this job: their hooks may rest.
-  void tell_whether_it_closes() {
-    const bool closes = row_.lead_ns.load(std::memory_order_acquire) > kLeadNever ||
-                        row_.queue_limit.load(std::memory_order_relaxed) < UINT32_MAX ||
-                        row_.slice_ns.load(std::memory_order_relaxed) > 0;
-    if (closes == closes_) return;
-    closes_ = closes;
-    a32& word = table_.attached(row_.device);
-    if (closes) {
-      drained_ns_ = now_ns() + kDrainNs;
-      word.fetch_or(1u << row_.bit, std::memory_order_seq_cst);
-    } else {
-      word.fetch_and(~(1u << row_.bit), std::memory_order_seq_cst);
-    }
   }
 
   bool wants_closed(int64_t now, int64_t* next) {
@@ -511,24 +394,9 @@ class HighJob {
   // How long the first of the queue has been at its work since it was last sighted, with the gate closed: that is off
   // the wait of those behind it. It itself keeps its lead, and may be longer than predicted.
   int64_t ran_alone_ns(uint32_t slot, int64_t now) const {
-    if (!closed_) return 0;
-    return std::max<int64_t>(0, now - std::max({closed_since_, progress_.seen_ns(slot), last_done_ns_}));
-  }
-
-  void close_gate(int64_t now) {
-    table_.close_gate(row_.device, row_.bit, now);
-    if (closed_) return;
-    closed_ = true;
-    closed_since_ = now;
-    row_.hold_since_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);
-    row_.closes.fetch_add(1, std::memory_order_relaxed);
-  }
-
-  void open_gate(int64_t now) {
-    table_.open_gate(row_.device, row_.bit);
-    closed_ = false;
-    row_.hold_since_ns.store(0, std::memory_order_relaxed);
-    row_.held_ns.fetch_add(static_cast<uint64_t>(now - closed_since_), std::memory_order_relaxed);
+    if (!hold_.closed()) return 0;
+    const int64_t since = std::max({hold_.closed_since_ns(), progress_.seen_ns(slot), books_.last_done_ns()});
+    return std::max<int64_t>(0, now - since);
   }
 
   TableView table_;
@@ -546,17 +414,11 @@ class HighJob {
   std::vector<uint32_t> ending_;  // end enqueued, completion word not seen
   uint32_t holders_ = 0;          // of the work: may hold the gate
   bool engine_ = false;
-  bool closed_ = false;
-  bool closes_ = true;  // the plan may close the gate, and the attached word says so
   bool detached_ = false;
-  Queue queues_[16];
-  int64_t closed_since_ = 0;
-  int64_t drained_ns_ = 0;      // from then on, behind a closed gate nothing runs
-  int64_t last_done_ns_ = 0;    // when any work was last done
-  int64_t last_decode_ns_ = 0;  // likewise, a decode step
-  Lost lost_;
+  Hold hold_;
   BusyTime busy_;
   JobProgress progress_;
+  Books books_;
 };
 
 }  // namespace herald
