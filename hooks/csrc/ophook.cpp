@@ -9,9 +9,8 @@
 #include "launches.hpp"
 #include "op_timer.hpp"
 #include "process.hpp"
-#include "recorder.hpp"
+#include "recording.hpp"
 #include "signature.hpp"
-#include "tensors.hpp"
 
 namespace herald {
 namespace {
@@ -28,8 +27,7 @@ struct ThreadState {
   uint32_t ops_seen = 0;  // not yet in the job's row
   uint32_t ops_since_unknown = 0;
   OpTimer timer;
-  uint64_t recording = 0;  // the recording that `tape` belongs to
-  Tape* tape = nullptr;
+  ThreadTape tape;
   struct {
     const char* pointer = nullptr;
     const OpName* name = nullptr;
@@ -62,8 +60,9 @@ ThreadState& make_thread_state() {
 
 inline ThreadState& thread_state() { return t_state ? *t_state : make_thread_state(); }
 
-// The gate's callback sees where an op begins; it rests while nobody could close the gate. The learner's sees where an op
-// ends, too, and is on only while there are ops whose time is unknown: an end callback costs a quarter of an event.
+// The gate's callback sees where an op begins; it is off while nobody could close the gate, and on standby. The learner's
+// sees where an op ends, too, and is on only while there are ops whose time is unknown: an end callback costs a quarter
+// of an event.
 class Callbacks {
  public:
   static constexpr uint64_t kKnowsItsOps = 2'000;  // of this job, before its hook may rest: it learns best while alone
@@ -235,113 +234,18 @@ void Callbacks::on_learnt(const at::RecordFunction& fn, at::ObserverContext*) {
   if (t_state && t_state->timer.inside()) t_state->timer.end(&fn, *g_costs);
 }
 
-// What is being recorded now. One at a time; set and cleared by herald_record_start and _stop.
-struct Recording {
-  Recording(uint64_t number, const CudaDriver* cuda, Costs* known, bool detail)
-      : number(number), recorder(cuda, known, detail) {}
-  const uint64_t number;
-  Recorder recorder;
-  StorageNames storages;
-  Mutex mutex;
-  std::unordered_map<uint64_t, std::string> args;  // by signature key
-};
-
-std::atomic<Recording*> g_recording{nullptr};
-std::atomic<uint32_t> g_num_recording{0};  // threads that are writing into it: nobody may read or free it meanwhile
-Recording* g_recorded = nullptr;  // the last one, kept until the next; Python serialises start, stop and read
-// Of all recordings of this process: who has work of its own. Shorter than this is none: wrappers are known by name, and
-// a border that is left out gives a short op's time to its neighbour.
-Costs* new_recorded_costs() {
-  auto* costs = new Costs;
-  costs->rule.none_below_ns = 300;
-  return costs;
-}
-Costs* g_recorded_costs = new_recorded_costs();
-
-// What is being recorded, for as long as this lives; null: nothing is.
-class InRecording {
- public:
-  InRecording() {
-    g_num_recording.fetch_add(1, std::memory_order_seq_cst);  // before the look: herald_record_stop looks the other way
-    recording_ = g_recording.load(std::memory_order_seq_cst);
-  }
-  ~InRecording() { g_num_recording.fetch_sub(1, std::memory_order_release); }
-  InRecording(const InRecording&) = delete;
-  InRecording& operator=(const InRecording&) = delete;
-
-  explicit operator bool() const { return recording_; }
-  Recording& operator*() const { return *recording_; }
-
- private:
-  Recording* recording_;
-};
-
-Tape& tape_of(ThreadState& thread, Recording& recording) {
-  if (thread.recording != recording.number) {
-    thread.tape = recording.recorder.new_tape();
-    thread.recording = recording.number;
-  }
-  return *thread.tape;
-}
-
-RecordedScope recorded_scope(at::RecordScope scope) {
-  if (scope == at::RecordScope::BACKWARD_FUNCTION) return kScopeBackward;
-  return scope == at::RecordScope::USER_SCOPE ? kScopeUser : kScopeFunction;
-}
-
-// The signature of what was read of an op; of its name alone where nothing was (`fn` null).
-Signature* recorded_signature(Costs& known, const OpName& name, const Operands& operands, const at::RecordFunction* fn) {
-  Signature* s = known.find(operands.key);
-  if (s) return s;
-  s = known.add(operands.key, operands.numel, fn ? describe(name, fn->inputs()) : name.text);
-  if (s && !(fn && name.device_op)) s->kind.store(kNone, std::memory_order_relaxed);
-  return s;
-}
-
-void record_begin(Recording& recording, const at::RecordFunction& fn) {
-  ThreadState& thread = thread_state();
-  Tape& tape = tape_of(thread, recording);
-  Recorder& recorder = recording.recorder;
-  const OpName& name = *thread.intern(fn.name());
-  const RecordedScope scope = recorded_scope(fn.scope());
-  Operands operands;
-  operands.key = name.hash;
-  const bool reads = scope == kScopeFunction && (name.device_op || recorder.detail());
-  if (reads) {
-    const auto device = recorder.is_cuda() ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
-    operands = SignatureReader(device).read(name, fn.inputs());
-  }
-  Signature* s = recorded_signature(recorder.known(), name, operands, reads ? &fn : nullptr);
-  const bool has_device = name.device_op && !(name.region && recorder.is_cuda());
-  recorder.begin(tape, &fn, s, scope, has_device ? operands.device_index : -1, fn.seqNr());
-  if (recorder.detail()) tape.inputs.push_back({read_inputs(fn, recording.storages), to_json(fn.inputs())});
-}
-
-void record_end(Recording& recording, const at::RecordFunction& fn) {
-  ThreadState& thread = thread_state();
-  if (thread.recording != recording.number) return;
-  Tape& tape = *thread.tape;
-  const int32_t index = recording.recorder.end(tape, &fn);
-  if (index < 0 || tape.inputs.empty()) return;
-  const Tape::Inputs inputs = std::move(tape.inputs.back());
-  tape.inputs.pop_back();
-  std::vector<RecordedTensor> outputs;
-  for (const c10::IValue& output : fn.outputs()) add_tensors(output, -1, recording.storages, &outputs);
-  tape.add_tensors(index, inputs.tensors, outputs);
-  const Signature* s = tape.signatures[static_cast<size_t>(index)];
-  if (!s) return;
-  Guard guard(recording.mutex);
-  std::string& args = recording.args[s->key.load(std::memory_order_relaxed)];
-  if (args.empty()) args = "{\"in\":" + inputs.args + ",\"out\":" + to_json(fn.outputs()) + "}";
-}
-
 std::unique_ptr<at::ObserverContext> Callbacks::on_begin(const at::RecordFunction& fn) {
-  if (const InRecording recording; recording) record_begin(*recording, fn);
+  if (const InRecording recording; recording) {
+    ThreadState& thread = thread_state();
+    record_begin(*recording, thread.tape.of(*recording), *thread.intern(fn.name()), fn);
+  }
   return nullptr;
 }
 
 void Callbacks::on_end(const at::RecordFunction& fn, at::ObserverContext*) {
-  if (const InRecording recording; recording) record_end(*recording, fn);
+  if (const InRecording recording; recording) {
+    if (Tape* tape = thread_state().tape.find(*recording)) record_end(*recording, *tape, fn);
+  }
 }
 
 }  // namespace
@@ -417,12 +321,12 @@ HERALD_API void herald_record_mark_begin(const char* text) {
   Operands operands;
   operands.key = name.hash;
   Signature* s = recorded_signature(recorder.known(), name, operands, nullptr);
-  recorder.begin(tape_of(thread_state(), *recording), nullptr, s, kScopeMark, -1, -1);
+  recorder.begin(thread_state().tape.of(*recording), nullptr, s, kScopeMark, -1, -1);
 }
 
 HERALD_API void herald_record_mark_end() {
   const InRecording recording;
-  if (recording) (*recording).recorder.end(tape_of(thread_state(), *recording), nullptr);
+  if (recording) (*recording).recorder.end(thread_state().tape.of(*recording), nullptr);
 }
 
 // Reads the device times that are left of a recording; the device must be idle. 0: it runs still, or another came.
