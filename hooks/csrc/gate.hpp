@@ -127,17 +127,20 @@ class Gate {
   // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long.
   void measure_drain() {
     if (!cuda_) return;
-    const uint32_t number = num_drains_;
-    const a32& drained = progress_[kLanes];
     const int64_t begin = now_ns();
-    int64_t now = begin;
-    const timespec nap{0, kDrainNapNs};
-    while (drained.load(std::memory_order_acquire) != number && is_closed() && now - begin < kLongestDrainNs) {
-      nanosleep(&nap, nullptr);
-      now = now_ns();
-    }
-    if (drain_asked_.load(std::memory_order_relaxed) == number) return;  // no op came by to say
-    if (drained.load(std::memory_order_acquire) != number && now - begin <= Drains::kMostNs) return;  // opened too soon
+    const auto wait_while = [&](int64_t limit_ns, auto&& going) {
+      const timespec nap{0, kDrainNapNs};
+      while (going() && is_closed() && now_ns() - begin < limit_ns) nanosleep(&nap, nullptr);
+      return !going();
+    };
+    // Where no op comes by soon, the host is busy with something else, and nobody can say when the stream was done.
+    const uint32_t number = num_drains_;
+    const auto not_asked = [&] { return drain_asked_.load(std::memory_order_relaxed) == number; };
+    if (!wait_while(Drains::kMostNs, not_asked)) return;
+    const auto not_drained = [&] { return progress_[kLanes].load(std::memory_order_acquire) != number; };
+    const bool drained = wait_while(kLongestDrainNs, not_drained);
+    const int64_t now = now_ns();
+    if (!drained && now - begin <= Drains::kMostNs) return;  // the gate opened too soon to tell
     drains_.add(now - begin, now);
     tell_stretch(static_cast<uint64_t>(std::min(now - begin, Drains::kMostNs)));
   }
