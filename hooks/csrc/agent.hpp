@@ -124,11 +124,11 @@ class Agent {
   // does one on standby, until its gate closes.
   static void arm(Gate& gate) {
     a32& armed = gate.row().armed;
-    if (!gate.must_listen() && gate.listens() && arm_callbacks(false)) gate.set_listens(false);
+    if (!gate.must_listen() && gate.listens() && arm_callbacks(false)) gate.set_listens(false, now_ns());
     if (!gate.listens()) armed.store(gate.needed(), std::memory_order_seq_cst);
     // Asked again: someone may have come between the question and the answer, and may have seen it armed.
     if (!gate.must_listen() || gate.listens()) return;
-    gate.set_listens(true);
+    gate.set_listens(true, now_ns());
     arm_callbacks(true);
     armed.store(1, std::memory_order_seq_cst);
   }

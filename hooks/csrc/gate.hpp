@@ -93,7 +93,9 @@ class Gate {
   bool listens() const { return listens_.load(std::memory_order_acquire); }
 
   // Told by the agent before the hook is turned on and after it is turned off.
-  void set_listens(bool listens) {
+  void set_listens(bool listens, int64_t now) {
+    (listens ? rested_for_ns_ : listened_for_ns_) = now - turned_ns_;
+    turned_ns_ = now;
     if (listens) {
       // The first op that comes by waits, and says what was still running.
       for (Lane& lane : lanes_) lane.since_wait_ns.store(INT64_MAX / 2, std::memory_order_relaxed);
@@ -126,7 +128,8 @@ class Gate {
 
   // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long.
   void measure_drain() {
-    if (!cuda_) return;
+    // What was issued behind the gate when it was last closed has waits in it, and so drains not before it is open again.
+    if (!cuda_ || rested_for_ns_ < kCatchUp * listened_for_ns_) return;
     const int64_t begin = now_ns();
     const auto wait_while = [&](int64_t limit_ns, auto&& going) {
       const timespec nap{0, kDrainNapNs};
@@ -200,6 +203,7 @@ class Gate {
   static constexpr int64_t kQuickLookNs = 2'500'000;  // gates may be open for moments only
   static constexpr int64_t kDrainNapNs = 20'000;
   static constexpr int64_t kLongestDrainNs = 5'000'000;
+  static constexpr int64_t kCatchUp = 4;  // times as long as it was closed, a gate is open before all of that has run
 
   void tell_stretch(uint64_t ns) {
     if (ns > row_.longest_op_ns.load(std::memory_order_relaxed)) {
@@ -420,7 +424,11 @@ class Gate {
   std::atomic<bool> on_standby_{false};
   std::atomic<bool> forced_standby_{false};
   std::atomic<uint32_t> drain_asked_{0};  // number of the drain whose end the next wait is to mark; 0: none
-  uint32_t num_drains_ = 0;               // changed with the agent's lock held
+  // Changed with the agent's lock held.
+  uint32_t num_drains_ = 0;
+  int64_t turned_ns_ = 0;  // when the hook was last turned on or off
+  int64_t rested_for_ns_ = 0;
+  int64_t listened_for_ns_ = 0;
   Pace pace_;
   Drains drains_;
   StepWork steps_;
