@@ -128,7 +128,7 @@ class Gate {
 
   // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long.
   void measure_drain() {
-    // What was issued behind the gate when it was last closed has waits in it, and so drains not before it is open again.
+    // What was issued behind the gate when it was last closed has waits in it: it drains when the gate opens again.
     if (!cuda_ || rested_for_ns_ < kCatchUp * listened_for_ns_) return;
     const int64_t begin = now_ns();
     const auto wait_while = [&](int64_t limit_ns, auto&& going) {
