@@ -4,8 +4,11 @@ Every GPU gets its own services, trainers and interference from a seeded generat
 are in the range of those measured on an H200 (experiments/results/h200), but no pair of them was measured.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from random import Random
 from statistics import fmean, median
 
@@ -19,6 +22,8 @@ from herald.scheduler.simulator.jobs import GpuModel, ServiceModel, TrainerModel
 from herald.scheduler.simulator.outcome import Outcome
 
 KIND = "simulation"
+_DAEMON_LOG = "herald.daemon"
+_GPUS_AT_A_TIME = 5
 _SMS = 132
 _STEPS_MS = (3.8, 6.0, 26.0, 81.0)  # DLRM, RNNLM, VGG16, GPT-2 on an H200
 _STRETCHES_MS = (0.4, 2.2, 2.6, 6.2)  # and their longest stretches
@@ -51,24 +56,28 @@ class Study:
         arrivals.parse(self.arrivals, rate_hz=self.rate_hz, seed=self.seed)
 
 
-def gpus(study: Study) -> list[GpuModel]:
-    """The GPUs of a study; equal studies, equal GPUs, whatever the policies."""
-    return [_gpu(study, index) for index in range(study.num_gpus)]
-
-
 def run(study: Study) -> Iterator[Row]:
-    """A row per policy and GPU, without provenance."""
-    models = gpus(study)
-    for policy in study.policies:
-        for index, model in enumerate(models):
-            outcome = simulate(
-                model,
-                policies.load(policy),
-                seconds=study.seconds,
-                seed=study.seed + index,
-                tick_ns=round(study.tick_ms * 1e6),
-            )
-            yield _row(study, policy, index, outcome)
+    """A row per policy and GPU, without provenance: GPUs know nothing of each other, so every core takes some."""
+    level = logging.getLogger(_DAEMON_LOG).level
+    with ProcessPoolExecutor(initializer=_hush, initargs=(level,)) as pool:
+        for policy in study.policies:
+            yield from pool.map(partial(_run_gpu, study, policy), range(study.num_gpus), chunksize=_GPUS_AT_A_TIME)
+
+
+def _run_gpu(study: Study, policy: str, index: int) -> Row:
+    outcome = simulate(
+        _gpu(study, index),
+        policies.load(policy),
+        seconds=study.seconds,
+        seed=study.seed + index,
+        tick_ns=round(study.tick_ms * 1e6),
+    )
+    return _row(study, policy, index, outcome)
+
+
+def _hush(level: int) -> None:
+    """What a process is started with depends on how it is started."""
+    logging.getLogger(_DAEMON_LOG).setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ def _policies_of(found: Sequence[Row]) -> list[str]:
 
 
 def _gpu(study: Study, index: int) -> GpuModel:
+    """Equal studies, equal GPUs, whatever the policies."""
     generator = Random(f"{study.seed}/gpu {index}")
     services = tuple(_service(study, number, generator) for number in range(study.num_services))
     trainers = tuple(_trainer(number, generator) for number in range(study.num_trainers))

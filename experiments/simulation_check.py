@@ -1,4 +1,5 @@
-"""Does the simulator say what was measured? Rows of `herald experiment colocation`, run again in simulation.
+"""Does the simulator say what was measured? Rows of `herald experiment colocation` or `frontier`, run again in
+simulation.
 
 Every run is simulated on its own arrivals, with the service times of the run alone of the same repetition, request by
 request. What jobs do to each other comes from one run per static setting, that of the first repetition:
@@ -9,7 +10,11 @@ request. What jobs do to each other comes from one run per static setting, that 
 
 So the runs of the first repetition are fitted (their p99 still has to come out of the queue), all others predicted.
 Runs under a policy are predicted in every repetition, with the pair's static setting of the same MPS state: what they
-add is when gates close and what runs on after. Pure functions of rows.
+add is when gates close and what runs on after. SMs that a policy keeps free for good are a static setting, too.
+
+Rows of `frontier` leave out what follows from the rest: arrivals and service times are worked out again. They have no
+runs alone under MPS; those without stand in for them, so that what MPS itself costs a service counts as inflation and is
+missed behind a closed gate. Pure functions of rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from herald.experiments import arrivals
 from herald.experiments.rows import Row
 from herald.scheduler import policies
 from herald.scheduler.simulator.gpu import simulate
@@ -25,7 +31,7 @@ from herald.scheduler.simulator.jobs import GpuModel, ServiceModel, TrainerModel
 
 _LEAST_RATE = 0.01
 _DEFAULT_STRETCH_NS = 2_600_000  # where no row has one: VGG16's on an H200
-_CASE_FIELDS = ("pair", "device", "seconds", "rate_hz", "arrivals", "seed")
+_CASE_FIELDS = ("pair", "device", "seconds", "load", "rate_hz", "arrivals", "seed")
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,35 @@ def check(found: Iterable[Row], *, seed: int = 0) -> list[Checked]:
     """All runs of both jobs that have runs alone beside them, in the order of the rows."""
     cases: dict[tuple[object, ...], list[Row]] = {}
     for row in found:
-        case = (*(row["key"][field] for field in _CASE_FIELDS), row["mps"])
-        cases.setdefault(case, []).append(row)
+        case = tuple(row["key"].get(field) for field in _CASE_FIELDS)
+        states = (False, True) if row["kind"] == "frontier" and not _has_both(row) else (row["mps"],)
+        for mps in states:
+            cases.setdefault((*case, mps), []).append(_whole(row))
     return [checked for rows in cases.values() for checked in _check_case(rows, seed)]
+
+
+def _has_both(row: Row) -> bool:
+    return "inference" in row and "training" in row
+
+
+def _whole(row: Row) -> Row:
+    """The row with its arrivals, and service times as a queue of one server has them."""
+    if row["kind"] != "frontier" or "inference" not in row:
+        return row
+    latency_ms = row["inference"]["latency_ms"]
+    scheduled_s = arrivals.from_json(row["arrivals"]).times_s(row["key"]["seconds"])
+    service_ms, free_ms = [], 0.0
+    for arrival_s, latency in zip(scheduled_s, latency_ms, strict=True):
+        done_ms = arrival_s * 1e3 + latency
+        service_ms.append(done_ms - max(free_ms, arrival_s * 1e3))
+        free_ms = done_ms
+    return {**row, "inference": {**row["inference"], "scheduled_s": scheduled_s, "service_ms": service_ms}}
 
 
 def _check_case(rows: Sequence[Row], seed: int) -> list[Checked]:
     services = {row["key"]["repetition"]: row for row in rows if "inference" in row and "training" not in row}
     trainers = {row["key"]["repetition"]: row for row in rows if "training" in row and "inference" not in row}
-    both = [row for row in rows if "inference" in row and "training" in row]
+    both = [row for row in rows if _has_both(row)]
     both = [row for row in both if row["key"]["repetition"] in services.keys() & trainers.keys()]
     if not both:
         return []
@@ -73,16 +99,18 @@ def _check_case(rows: Sequence[Row], seed: int) -> list[Checked]:
     fits = {
         row["key"]["setting"]: fit(row, services[first], trainers[first])
         for row in both
-        if row["policy"] is None and row["key"]["repetition"] == first
+        if _is_static(row) and row["key"]["repetition"] == first
     }
-    base = fits.get("mps" if both[0]["mps"] else "timeslice", NO_MEASUREMENTS)
+    shared = ("mps-priority", "mps") if both[0]["mps"] else ("timeslice",)  # a domain under MPS sets priorities
+    base = next((fits[setting] for setting in shared if setting in fits), NO_MEASUREMENTS)
     stretch_ns = max((_stretch_ns(row) for row in both), default=0) or _DEFAULT_STRETCH_NS
     checked = []
     for row in both:
         key = row["key"]
-        if row["policy"] is None and key["setting"] not in fits:
+        is_static = _is_static(row)
+        if is_static and key["setting"] not in fits:
             continue  # not measured in the first repetition
-        model = base if row["policy"] else fits[key["setting"]]
+        model = fits[key["setting"]] if is_static else base
         alone, trained = services[key["repetition"]], trainers[key["repetition"]]
         p99_ms, training = _simulated(row, alone, trained, _Terms(model, stretch_ns, seed))
         checked.append(
@@ -91,7 +119,7 @@ def _check_case(rows: Sequence[Row], seed: int) -> list[Checked]:
                 mps=row["mps"],
                 setting=key["setting"],
                 repetition=key["repetition"],
-                fitted=row["policy"] is None and key["repetition"] == first,
+                fitted=is_static and key["repetition"] == first,
                 measured_p99_ms=_p99(row["inference"]["latency_ms"]),
                 simulated_p99_ms=p99_ms,
                 measured_training=_relative(row, trained),
@@ -106,7 +134,7 @@ def fit(row: Row, alone: Row, trained: Row) -> Interference:
     names = tuple(row["key"]["pair"].split("+"))
     inflation = float(np.mean(row["inference"]["service_ms"]) / np.mean(alone["inference"]["service_ms"]))
     relative = _relative(row, trained)
-    if "pct" in row["key"]["setting"]:
+    if "pct" in row["key"]["setting"] or row["policy"]:
         beside = Beside(max(1.0, inflation), _as_rate(relative))
         return Interference({(names[0], names[1]): {0: beside}}, {names[1]: {0: _as_rate(relative)}})
     busy = _busy_share(row)
@@ -144,9 +172,13 @@ def _simulated(row: Row, alone: Row, trained: Row, terms: _Terms) -> tuple[float
         interference=terms.interference,
         mps=row["mps"],
     )
-    policy = policies.load(row["policy"] or "free")
+    policy = policies.load("free" if _is_static(row) else row["policy"])
     outcome = simulate(gpu, policy, seconds=row["key"]["seconds"], seed=terms.seed)
     return _p99([ns / 1e6 for ns in outcome.services[0].latencies_ns]), outcome.training
+
+
+def _is_static(row: Row) -> bool:
+    return row["policy"] is None or row["policy"].startswith("reserve")
 
 
 def _busy_share(row: Row) -> float:

@@ -53,6 +53,12 @@ class MemoryTable(Table):
         self._rows[row].service[bucket(latency_ns if service_ns is None else service_ns)] += count
         self._rows[row].requests_done += count
 
+    def record_tokens(self, row: int, *, ttft_ns: int, tpot_ns: int, count: int = 1) -> None:
+        """Add the times to first token and per further token of ``count`` requests to a row's histograms."""
+        bucket = self._lib.herald_bucket
+        self._rows[row].ttft[bucket(ttft_ns)] += count
+        self._rows[row].tpot[bucket(tpot_ns)] += count
+
 
 def memory_table() -> MemoryTable:
     """A fresh table that only this process can see."""

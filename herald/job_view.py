@@ -1,12 +1,13 @@
 """What a person or a policy sees of a job: a frozen copy of its row in the table. Reads no table."""
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from herald import layout
+from herald import job_words, layout
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class JobView:
     ttft: Histogram
     tpot: Histogram
 
+    def __str__(self) -> str:
+        """A few lines for people; the repr has every field."""
+        return job_words.summary(self)
+
     @classmethod
     def empty(cls, name: str, priority: str) -> Self:
         """The view of a job that has no row."""
@@ -130,6 +135,21 @@ class JobView:
         """Share of finished requests that met the SLO; None before the first or without one."""
         judged = self.slo_met + self.slo_missed
         return self.slo_met / judged if judged else None
+
+    @property
+    def promises(self) -> bool:
+        """Whether its requests have an SLO of any kind."""
+        return bool(self.slo_ns or self.ttft_slo_ns or self.tpot_slo_ns)
+
+    @property
+    def device_slo(self) -> tuple[str, int]:
+        """(part, ns) of the SLO that the device must keep: the tightest of "latency", "ttft" and "tpot"; 0 ns: none.
+
+        Of whole requests, or of an engine's steps, each of which is a token for every request.
+        """
+        own = ("tpot", self.tpot_slo_ns) if self.engine else ("latency", self.slo_ns)
+        promised = [(part, slo_ns) for part, slo_ns in (("ttft", self.ttft_slo_ns), own) if slo_ns]
+        return min(promised, key=itemgetter(1), default=("latency", 0))
 
     @property
     def progress_error(self) -> float | None:

@@ -38,3 +38,6 @@ class Slo:
 
 
 NO_SLO = Slo()
+
+# What an SLO of each part is of, to be put behind its duration: "an SLO of 30 ms per output token".
+OF_PART = {"latency": "", "ttft": " to the first token", "tpot": " per output token"}

@@ -3,7 +3,6 @@
 import argparse
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -11,9 +10,11 @@ from rich.table import Table as Grid
 
 from herald.clock import now_ns
 from herald.config import choose_domain
-from herald.domains import segment_name
+from herald.domains import domains, segment_path
 from herald.durations import format_ns
+from herald.errors import TableError
 from herald.job_view import JobView
+from herald.job_words import duration, share, short, why_infeasible
 from herald.scheduler.daemon import describe
 from herald.scheduler.prediction import infeasible
 from herald.scheduler.snapshot import Plan, Snapshot, key_of
@@ -43,10 +44,16 @@ class JobStatus:
     device: str
     pid: int
     slo_ns: int | None
+    ttft_slo_ns: int | None  # time to first token
+    tpot_slo_ns: int | None  # time per further token
     target: float
     attainment: float | None
     p50_ns: int | None
     p99_ns: int | None
+    ttft_p99_ns: int | None
+    tpot_p99_ns: int | None
+    tokens: int  # told by an engine; so is the next
+    queued: int  # requests that wait outside
     requests_done: int
     requests_open: int
     remaining_ns: int | None  # predicted, of the open request with the earliest deadline
@@ -55,10 +62,12 @@ class JobStatus:
     plan: str | None
     infeasible: str | None  # why the SLO cannot be held: alone, load, residual
     infeasible_below_ns: int | None  # set where the SLO is lower than what can be guaranteed
+    infeasible_part: str | None  # which SLO: latency, ttft, tpot
     gate_points: int
     gate_waits: int
     gate_wait_ns: int
     coverage: float | None
+    mps: bool  # its process is a client of an MPS server
     sm_total: int | None  # None: it cannot be kept to a share
     sm_granted: int | None  # None: all
     train_steps: int
@@ -71,12 +80,13 @@ class Status:
     domain: str
     daemon: DaemonStatus = DaemonStatus()
     jobs: tuple[JobStatus, ...] = ()
+    exists: bool = True  # False: nothing has started in it
 
 
 def look(domain: str, now_ns: int) -> Status:
     """The status of a domain, whether or not anything started in it. Raises TableError: a broken table."""
-    if not (Path("/dev/shm") / segment_name(domain)[1:]).exists():
-        return Status(domain)
+    if not segment_path(domain).exists():
+        return Status(domain, exists=False)
     table = Table.open(domain, create=False)
     table.reap(now_ns)  # as everyone who looks does: a job that died since is not shown
     return status_of(table, now_ns)
@@ -118,10 +128,16 @@ def _job(job: JobView, infeasible: tuple[str, int] | None) -> JobStatus:
         device=job.device,
         pid=job.pid,
         slo_ns=job.slo_ns or None,
+        ttft_slo_ns=job.ttft_slo_ns or None,
+        tpot_slo_ns=job.tpot_slo_ns or None,
         target=job.target,
         attainment=job.attainment,
         p50_ns=job.latency.quantile(0.5),
         p99_ns=job.latency.quantile(0.99),
+        ttft_p99_ns=job.ttft.quantile(0.99),
+        tpot_p99_ns=job.tpot.quantile(0.99),
+        tokens=job.tokens,
+        queued=job.queued,
         requests_done=job.requests_done,
         requests_open=job.open_requests,
         remaining_ns=job.remaining_ns if job.remaining_ns >= 0 else None,
@@ -130,10 +146,12 @@ def _job(job: JobView, infeasible: tuple[str, int] | None) -> JobStatus:
         plan=describe(Plan.of(job)) if job.priority == "high" else None,
         infeasible=infeasible[0] if infeasible else None,
         infeasible_below_ns=infeasible[1] if infeasible else None,
+        infeasible_part=job.device_slo[0] if infeasible else None,
         gate_points=job.gate_points,
         gate_waits=job.gate_waits,
         gate_wait_ns=job.gate_wait_ns,
         coverage=job.coverage,
+        mps=job.mps,
         sm_total=job.sm_total or None,
         sm_granted=job.sm_granted or None,
         train_steps=job.train_steps,
@@ -149,12 +167,17 @@ def render(status: Status, console: Console) -> None:
     trainers = [job for job in status.jobs if job.priority == "low"]
     if services:
         console.print(_service_grid(services))
+    if engines := [job for job in services if _tells_tokens(job)]:
+        console.print(_token_grid(engines))
     for job in services:
         console.print(f"{job.name}: {job.plan}{_prediction(job)}{_warning(job)}", highlight=False)
     if trainers:
         console.print(_trainer_grid(trainers))
+    for job in trainers:
+        if job.sm_granted and not job.mps:
+            console.print(f"{job.name}: its share of the SMs isolates nothing without MPS", highlight=False)
     if not status.jobs:
-        console.print("no jobs", highlight=False)
+        console.print("no jobs" if status.exists else f"nothing has started in it; {_others()}", highlight=False)
 
 
 def _daemon_line(daemon: DaemonStatus) -> str:
@@ -173,9 +196,17 @@ def _prediction(job: JobStatus) -> str:
 def _warning(job: JobStatus) -> str:
     if job.infeasible_below_ns is None:
         return ""
-    why = {"alone": "it is too slow alone", "load": "its load is too high", "residual": "training runs on too long"}
-    reason = f" ({why[job.infeasible]})" if job.infeasible else ""
-    return f"; an SLO below {format_ns(job.infeasible_below_ns)} cannot be guaranteed{reason}"
+    return f"; {why_infeasible(job.infeasible, job.infeasible_part or 'latency', job.infeasible_below_ns)}"
+
+
+def _tells_tokens(job: JobStatus) -> bool:
+    told = (job.ttft_slo_ns, job.tpot_slo_ns, job.ttft_p99_ns, job.tpot_p99_ns)
+    return any(value is not None for value in told)
+
+
+def _others() -> str:
+    there = domains()
+    return f"domains that exist: {', '.join(there)}" if there else "no domain exists yet"
 
 
 def _service_grid(jobs: list[JobStatus]) -> Grid:
@@ -183,14 +214,29 @@ def _service_grid(jobs: list[JobStatus]) -> Grid:
     for job in jobs:
         grid.add_row(
             job.name,
-            _short(job.device),
-            _duration(job.slo_ns),
-            _share(job.attainment),
-            _duration(job.p50_ns),
-            _duration(job.p99_ns),
+            short(job.device),
+            duration(job.slo_ns),
+            share(job.attainment),
+            duration(job.p50_ns),
+            duration(job.p99_ns),
             str(job.requests_done),
             str(job.requests_open),
-            _duration(job.remaining_ns),
+            duration(job.remaining_ns),
+        )
+    return grid
+
+
+def _token_grid(jobs: list[JobStatus]) -> Grid:
+    grid = Grid("tokens of", "TTFT SLO", "p99", "TPOT SLO", "p99", "tokens", "waiting", box=None, pad_edge=False)
+    for job in jobs:
+        grid.add_row(
+            job.name,
+            duration(job.ttft_slo_ns),
+            duration(job.ttft_p99_ns),
+            duration(job.tpot_slo_ns),
+            duration(job.tpot_p99_ns),
+            str(job.tokens),
+            str(job.queued),
         )
     return grid
 
@@ -200,26 +246,14 @@ def _trainer_grid(jobs: list[JobStatus]) -> Grid:
     for job in jobs:
         grid.add_row(
             job.name,
-            _short(job.device),
+            short(job.device),
             f"{job.sm_granted}/{job.sm_total}" if job.sm_granted else "all",
             str(job.gate_points),
             str(job.gate_waits),
             format_ns(job.gate_wait_ns),
-            _share(job.coverage),
+            share(job.coverage),
         )
     return grid
-
-
-def _duration(value_ns: int | None) -> str:
-    return "-" if value_ns is None else format_ns(value_ns)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _short(device: str) -> str:
-    return device[:12]  # "GPU-" and the first group of the UUID
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -232,6 +266,8 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _main(arguments: argparse.Namespace) -> int:
     status = look(choose_domain(arguments.domain), now_ns())
+    if arguments.domain and not status.exists:  # a name that was typed may be mistyped
+        raise TableError(f"--domain {status.domain}: no daemon and no job has started in it; {_others()}")
     if arguments.json:
         print(json.dumps(asdict(status), indent=2))
     else:

@@ -61,3 +61,6 @@ class _NoJob:
 
     def first_token(self, request: int) -> None:
         del request
+
+    def lacks_first_token(self) -> None:
+        return

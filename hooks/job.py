@@ -42,7 +42,10 @@ class Job(ABC):
 
     @abstractmethod
     def detach(self) -> None:
-        """Gate nothing any more and free the row. Again, or in a forked child: nothing."""
+        """Gate nothing any more and free the row. Again, or in a forked child: nothing.
+
+        What a service calls afterwards (`begin`, `step`, `queued`) does nothing but warn, once.
+        """
 
     def begin(self, *, arrival: float | None = None, slo: SloSpec | None = None) -> Request:
         """Open a request; requests may overlap. Never waits.

@@ -29,13 +29,17 @@ class Ends(Protocol):
     def first_token(self, request: int) -> None:
         """Its first token is in the host's hands."""
 
+    def lacks_first_token(self) -> None:
+        """One of its requests ended well, but nobody said when its first token was there, and that was promised."""
+
 
 class Request:
     """One open request. End it once, from any thread, on the stream that did its work; ending again does nothing."""
 
-    def __init__(self, job: Ends, number: int) -> None:
+    def __init__(self, job: Ends, number: int, *, awaits_token: bool = False) -> None:
         self._job = job
         self._number = number
+        self._awaits_token = awaits_token  # its SLO needs `first_token`, which was not called yet
         self._open = threading.Lock()  # taken by the first end, never released
 
     def end(self, tokens: int | None = None) -> None:
@@ -48,6 +52,8 @@ class Request:
             raise ConfigError(f"tokens = {tokens!r}: give how many tokens the request made, a whole number from 0")
         if self._open.acquire(blocking=False):
             self._job.end_request(self._number, tokens)
+            if self._awaits_token and tokens != 0:
+                self._job.lacks_first_token()
 
     def first_token(self) -> None:
         """Say that the host has the first token of the request, now: its time to first token. Later calls do nothing.
@@ -55,6 +61,7 @@ class Request:
         Where it is not said, a promised "ttft" or "tpot" counts as missed.
         """
         if not self._open.locked():
+            self._awaits_token = False
             self._job.first_token(self._number)
 
     def step(self) -> None:
@@ -68,12 +75,14 @@ class Request:
 
     def __del__(self) -> None:
         # A request that was lost (a cancelled client, an exception before `end`) must not hold the gate.
+        self._awaits_token = False
         self.end()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._awaits_token = self._awaits_token and kind is None
         self.end()
 
 

@@ -1,6 +1,8 @@
 """A high-priority job: an inference service, its requests and its engine's steps."""
 
 import ctypes
+import logging
+import os
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -12,7 +14,7 @@ from herald.hooks import native
 from herald.hooks.devices import JobDevice
 from herald.hooks.engine import EngineStep, StepKind, deadline_ns, is_inside, kind_number, queued_count
 from herald.hooks.job import AttachedJob
-from herald.hooks.requests import ForwardRequests, Request, arrival_ns
+from herald.hooks.requests import Ends, ForwardRequests, Request, arrival_ns
 from herald.native import process_token
 from herald.slo import Slo, SloSpec
 from herald.table import Table
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from herald.hooks.checkpoints import Checkpoints
+
+_log = logging.getLogger("herald")
 
 _ARMING_S = 0.2  # a trainer's agent looks every 10 ms; one that is stopped or dying is not waited for
 
@@ -41,7 +45,8 @@ class HighJob(AttachedJob):
         self._forward: ForwardRequests | None = None
         self._checkpoints: Checkpoints | None = None
         self._forward_step = _ForwardStep(self)
-        self._handle = 0
+        self._handle = 0  # of the native job; 0: there is none (any more, or in this process)
+        self._told: set[str] = set()  # warnings that were given: each once
         super().__init__(table, device, name=name, slo=slo, target=target)
 
     @override
@@ -50,7 +55,7 @@ class HighJob(AttachedJob):
         arrived = arrival_ns(arrival)
         with self._explicit_lock:
             self._explicit += 1
-        return Request(self, self._begin(arrived, promised))
+        return self._request(self, arrived, promised)
 
     @override
     def step(self, kind: StepKind, deadline: float | None = None) -> EngineStep:
@@ -58,10 +63,13 @@ class HighJob(AttachedJob):
 
     @override
     def queued(self, count: int) -> None:
-        native.hook().herald_queued(self._handle, queued_count(count))
+        waiting = queued_count(count)
+        self._tell_untracked()
+        native.hook().herald_queued(self._handle, waiting)
 
     def begin_step(self, kind: int, due_ns: int) -> int:
         """Called by `EngineStep`, on the thread that takes it."""
+        self._tell_untracked()
         return int(native.hook().herald_step_begin(self._handle, kind, due_ns))
 
     def end_step(self, step: int) -> None:
@@ -78,6 +86,13 @@ class HighJob(AttachedJob):
         """Called by `Request.first_token`."""
         native.hook().herald_first_token(self._handle, request)
 
+    def lacks_first_token(self) -> None:
+        """Called by `Request.end`."""
+        self._warn_once(
+            'job %r promises "ttft" or "tpot", but a request ended without request.first_token(): it counts as missed. '
+            "Call first_token() on what job.begin() returned as soon as the first token is there",
+        )
+
     def step_request(self, request: int) -> None:
         """Called by `Request.step`."""
         native.hook().herald_request_step(self._handle, request)
@@ -86,9 +101,27 @@ class HighJob(AttachedJob):
     def observe_progress(self, on: bool = True) -> None:
         native.hook().herald_observe(self._handle, on)
 
-    def _begin(self, arrived_ns: int, slo: Slo) -> int:
+    def _request(self, ends: Ends, arrived_ns: int, slo: Slo) -> Request:
+        self._tell_untracked()
         promised = (slo.latency_ns, slo.ttft_ns, slo.tpot_ns)
-        return int(native.hook().herald_request_begin(self._handle, arrived_ns, *promised))
+        number = int(native.hook().herald_request_begin(self._handle, arrived_ns, *promised))
+        return Request(ends, number, awaits_token=number >= 0 and bool(slo.ttft_ns or slo.tpot_ns))
+
+    def _tell_untracked(self) -> None:
+        """A running service must not fail because its job was detached; but whoever runs it has to know."""
+        if self._handle:
+            return
+        why = "was detached" if self._pid == os.getpid() else "was attached before this process was forked"
+        self._warn_once(
+            f"job %r {why}: requests go on as without Herald, neither protected nor counted (herald.attach again, in "
+            "the process that serves)"
+        )
+
+    def _warn_once(self, message: str) -> None:
+        """``message`` with one place for the job's name."""
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning(message, self.name)
 
     def _begin_forward(self) -> "Request | _ForwardStep | None":
         """What an outermost forward is: a request that nothing else accounts for, or a step of an explicit one."""
@@ -100,7 +133,7 @@ class HighJob(AttachedJob):
         if self._explicit:
             native.hook().herald_forward_begin(self._handle)
             return self._forward_step
-        return Request(self._forward_step, self._begin(0, self._slo))
+        return self._request(self._forward_step, 0, self._slo)
 
     def _start(self) -> None:
         error = ctypes.create_string_buffer(native.ERROR_BYTES)
@@ -149,6 +182,7 @@ class HighJob(AttachedJob):
         if self._checkpoints is not None:
             self._checkpoints.remove()
         native.hook().herald_high_detach(self._handle)
+        self._handle = 0
 
     @override
     def forget(self) -> None:
@@ -178,6 +212,9 @@ class _ForwardStep:
 
     def first_token(self, request: int) -> None:
         del request  # and nobody holds one to say so
+
+    def lacks_first_token(self) -> None:
+        self._job.lacks_first_token()
 
     def _forward_is_over(self) -> None:
         self._job._inside.forward = False

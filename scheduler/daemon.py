@@ -37,6 +37,7 @@ from herald.scheduler.snapshot import (
     TrainerPlan,
     key_of,
 )
+from herald.slo import OF_PART
 from herald.table import Table
 
 PERIOD_S = 0.05
@@ -64,6 +65,7 @@ class Daemon:
         self._watch = watch  # looks at the table at every tick, too
         self._known: dict[JobKey, JobView] = {}
         self._modes: dict[str, Mode] = {}
+        self._idle_shares: set[JobKey] = set()  # of whose share that isolates nothing was told
 
     def tick(self, now_ns: int) -> None:
         """Beat, reap, decide, publish what changed."""
@@ -74,6 +76,7 @@ class Daemon:
         self._log_membership(jobs, freed)
         self._keep_floors(jobs.values())
         self._known = jobs
+        self._idle_shares &= jobs.keys()
         snapshot = self._observer.observe(jobs.values(), now_ns)
         self.decision = self._policy.decide(snapshot, now_ns)
         self._observer.decided(self.decision)
@@ -101,6 +104,8 @@ class Daemon:
             limits = decision.trainer_plans.get(key, TrainerPlan())
             if job.priority == "low" and limits != TrainerPlan.of(job):
                 self._limit(key, limits)
+            if limits.sm_count and not job.mps:
+                self._tell_of_idle_share(key, job, limits.sm_count)
 
     def _keep_floors(self, jobs: Iterable[JobView]) -> None:
         """The highest floor that any trainer was promised is that of all: a gate is open for all or for none."""
@@ -140,6 +145,18 @@ class Daemon:
             key.row, key.generation, sm_count=plan.sm_count, rate_ppm=plan.rate_ppm, ahead_ns=plan.ahead_ns
         )
 
+    def _tell_of_idle_share(self, key: JobKey, job: JobView, sm_count: int) -> None:
+        if key in self._idle_shares:
+            return
+        self._idle_shares.add(key)
+        log.warning(
+            "share: %s is kept to %d of %d SMs but runs without MPS, where processes take turns on the whole GPU: "
+            "nobody gets the SMs kept free; set mps.enabled = true and start all jobs by `herald run`",
+            job.name,
+            sm_count,
+            job.sm_total,
+        )
+
     def _log_modes(self, decision: Decision, memory: Memory) -> None:
         for device, mode in decision.modes.items():
             if mode != self._modes.get(device):
@@ -166,12 +183,12 @@ class Daemon:
 def infeasible_in_words(note: Infeasible) -> str:
     """Which SLO cannot be held, why, and what would be."""
     why = {
-        "alone": "a request alone takes longer",
+        "alone": "it takes longer even alone",
         "load": "so many requests queue that they would miss it alone, too; it could be held at a lower load",
         "residual": "what runs on after the gate closes takes the rest",
     }[note.reason]
     could = "" if note.reason == "load" else f"; one of {format_ns(note.needed_ns)} could be held"
-    return f"{note.name} has an SLO of {format_ns(note.slo_ns)}, but {why}{could}"
+    return f"{note.name} has an SLO of {format_ns(note.slo_ns)}{OF_PART[note.part]}, but {why}{could}"
 
 
 def describe(plan: Plan) -> str:
@@ -226,8 +243,16 @@ def run(config: Config) -> None:
         daemon = Daemon(table, policy, undo.enter_context(_metrics(table, config.metrics)), config.limits)
         undo.callback(daemon.withdraw)
         log.info("running: domain %s, policy %s, pid %d", domain, config.policy, os.getpid())
+        _tell_of_jobs(config)
         serve(daemon, stop)
         log.info("stopping: domain %s", domain)
+
+
+def _tell_of_jobs(config: Config) -> None:
+    """The daemon has the file, but what it says of jobs is not the daemon's."""
+    if config.jobs:
+        file = Path(config.source).absolute() if config.source else "FILE"
+        log.info("[jobs] are read by the jobs themselves: give them the same file with HERALD_CONFIG=%s", file)
 
 
 def publish_limits(table: Table, limits: Limits) -> None:

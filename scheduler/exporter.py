@@ -29,7 +29,7 @@ from herald import layout
 from herald.clock import now_ns
 from herald.errors import DaemonError
 from herald.job_view import JobView
-from herald.scheduler.metrics import COUNTERS, GAUGES, GaugeOf
+from herald.scheduler.metrics import COUNTERS, GAUGES, HISTOGRAMS, GaugeOf
 from herald.scheduler.snapshot import JobKey, key_of
 from herald.table import Table
 
@@ -51,11 +51,14 @@ class _Total:
     """Sums over jobs of one series, in the units of their rows."""
 
     counters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(COUNTERS), np.int64))
-    latency: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(layout.HISTOGRAM_BUCKETS, np.int64))
+    histograms: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((len(HISTOGRAMS), layout.HISTOGRAM_BUCKETS), np.int64)
+    )
 
     def plus(self, job: JobView) -> "_Total":
         counters = np.array([counter.value(job) for counter in COUNTERS], np.int64)
-        return _Total(self.counters + counters, self.latency + job.latency.counts)
+        histograms = np.array([histogram.value(job).counts for histogram in HISTOGRAMS], np.int64)
+        return _Total(self.counters + counters, self.histograms + histograms)
 
 
 class TableCollector(Collector):
@@ -84,7 +87,7 @@ class TableCollector(Collector):
             departed = dict(self._departed)
         totals = {labels: _sum(departed.get(labels, _Total()), live.get(labels, [])) for labels in (departed | live)}
         yield from self._of_domain(live)
-        yield self._latency(totals)
+        yield from (self._histogram(i, totals) for i in range(len(HISTOGRAMS)))
         yield from (self._counter(i, totals) for i in range(len(COUNTERS)))
         yield from (self._gauge(gauge, live) for gauge in GAUGES)
 
@@ -121,18 +124,16 @@ class TableCollector(Collector):
                 closed.add_metric([domain, device], float(word != 0))
         yield closed
 
-    def _latency(self, totals: dict[Labels, _Total]) -> Metric:
-        family = HistogramMetricFamily(
-            "herald_request_latency_seconds",
-            "Arrival to completion on the device; the sum is exact to 1/32.",
-            labels=["domain", *Labels._fields],
-        )
+    def _histogram(self, index: int, totals: dict[Labels, _Total]) -> Metric:
+        histogram = HISTOGRAMS[index]
+        family = HistogramMetricFamily(histogram.name, histogram.help, labels=["domain", *Labels._fields])
         for labels, total in totals.items():
-            if labels.priority == "high":
-                cumulative = np.cumsum(total.latency)
-                buckets = [(le, float(cumulative[index])) for index, le in _EDGES]
+            counts = total.histograms[index]
+            if labels.priority == "high" and (histogram.is_always_there or counts.any()):
+                cumulative = np.cumsum(counts)
+                buckets = [(le, float(cumulative[place])) for place, le in _EDGES]
                 buckets.append(("+Inf", float(cumulative[-1])))
-                family.add_metric([self._table.domain, *labels], buckets, float(total.latency @ _MIDDLES_S))
+                family.add_metric([self._table.domain, *labels], buckets, float(counts @ _MIDDLES_S))
         return family
 
     def _counter(self, index: int, totals: dict[Labels, _Total]) -> Metric:

@@ -13,7 +13,7 @@ of misses reaches the strict plan, and the way back takes hundreds of requests.
 
 DOWN = 1.0  # rungs, per miss
 MOST = 1.0  # what success alone may add to the model
-LEAST = -9.0  # from any rung to the lowest
+LEAST = -10.0  # from any rung to the lowest
 
 
 def step(leeway: float, *, met: int, missed: int, target: float) -> float:

@@ -12,6 +12,7 @@ Windows forget: what is old counts half after HALF_LIFE_NS of the mode in questi
 nothing: what began in the one before is still under way.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -25,8 +26,7 @@ FORGET_NS = 300_000_000_000  # a mode that was not in use for so long is tried a
 SETTLING_NS = 250_000_000
 JOINING_NS = 1_000_000_000  # what jobs do first is not what they do
 HELD = 0.01  # weight of the common mean in the least squares
-LOAD_HALF_LIVES_NS = (1e9, 20e9)  # of arrivals
-SURGE = 2.0  # of the quick estimate over the slow one, from which on it is believed
+SURPRISE = 4.0  # standard deviations of a count of arrivals that are not put down to chance
 LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode in particular
 
 
@@ -35,12 +35,16 @@ class _TimeAlone:
     requests: float = 0
     total_ns: float = 0
     high_ns: int | None = None  # the agent's high quantile
+    high_is_asked: bool = False  # it is of the quantile that a plan asked for, not of the agent's own choice
 
-    def add(self, requests: int, total_ns: int, high_ns: int | None) -> None:
+    def add(self, requests: int, total_ns: int, seen: Service) -> None:
         keep = 0.5 ** (requests / 500)  # services change, too
         self.requests = self.requests * keep + requests
         self.total_ns = self.total_ns * keep + total_ns
-        self.high_ns = high_ns if high_ns is not None else self.high_ns
+        # Plans without a pace ask for no quantile. Were the agent's own taken then, a policy that goes from one kind of
+        # plan to the other by what it knows would know something else after it, and go back, tick by tick.
+        if seen.alone_ns is not None and (seen.alone_is_asked or not self.high_is_asked):
+            self.high_ns, self.high_is_asked = seen.alone_ns, seen.alone_is_asked
 
     @property
     def mean_ns(self) -> float | None:
@@ -48,23 +52,43 @@ class _TimeAlone:
 
 
 @dataclass
+class _Window:
+    """Exponentially weighted counts."""
+
+    half_life_ns: float
+    count: float = 0
+    time_ns: float = 0
+
+    def add(self, count: int, elapsed_ns: int) -> None:
+        keep = 0.5 ** (elapsed_ns / self.half_life_ns)
+        self.count = self.count * keep + count
+        self.time_ns = self.time_ns * keep + elapsed_ns
+
+
+@dataclass
 class _Rate:
-    """Work that comes per time, by exponential windows of two lengths."""
+    """Arrivals per time: a long window, which starts anew from a short one once chance does not explain the two.
 
-    work: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    time_ns: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    A long window alone is late by its length after the load has gone up, a short one alone is mostly chance.
+    """
 
-    def add(self, work: int, elapsed_ns: int) -> None:
-        for i, half_life_ns in enumerate(LOAD_HALF_LIVES_NS):
-            keep = 0.5 ** (elapsed_ns / half_life_ns)
-            self.work[i] = self.work[i] * keep + work
-            self.time_ns[i] = self.time_ns[i] * keep + elapsed_ns
+    short: _Window = field(default_factory=lambda: _Window(1e9))
+    long: _Window = field(default_factory=lambda: _Window(20e9))
+    per_ns: float = 0.0  # told: the same while chance explains the difference, so that plans stay
 
-    @property
-    def per_ns(self) -> float:
-        """The slow estimate, unless the quick one says that the load has gone up."""
-        quick, slow = (work / time if time else 0.0 for work, time in zip(self.work, self.time_ns, strict=True))
-        return quick if quick > SURGE * slow else slow
+    def add(self, count: int, elapsed_ns: int) -> None:
+        for window in (self.short, self.long):
+            window.add(count, elapsed_ns)
+        expected = self.long.count / self.long.time_ns * self.short.time_ns
+        if abs(self.short.count - expected) > SURPRISE * _deviation(expected):
+            self.long.count, self.long.time_ns = self.short.count, self.short.time_ns
+        if abs(self.long.count - self.per_ns * self.long.time_ns) > _deviation(self.long.count):
+            self.per_ns = self.long.count / self.long.time_ns
+
+
+def _deviation(count: float) -> float:
+    """Of a Poisson count in an exponential window, whose old half counts for little."""
+    return math.sqrt((count + 1) / 2)
 
 
 @dataclass
@@ -178,14 +202,14 @@ class Observer:
 
     def _learn_service(self, was: Service, now: Service, elapsed_ns: int) -> None:
         alone = self._alone.setdefault(now.name, _TimeAlone())
-        alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now.alone_ns)
+        alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now)
         self._leeway[now.name] = feedback.step(
             self._leeway.get(now.name, 0.0),
             met=now.met - was.met,
             missed=max(0, (now.missed - now.missed_anyway) - (was.missed - was.missed_anyway)),
             target=now.target,
         )
-        self._rates.setdefault(now.name, _Rate()).add(now.work_done - was.work_done, elapsed_ns)
+        self._rates.setdefault(now.name, _Rate()).add(now.work_begun - was.work_begun, elapsed_ns)
 
     def _learn_mode(
         self,

@@ -6,7 +6,7 @@ Names are without Prometheus's suffix `_total`, which the exporter's library add
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from herald.job_view import JobView
+from herald.job_view import Histogram, JobView
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class GaugeOf:
     help: str
     value: Callable[[Sequence[JobView]], float | None]
     priority: str
+
+
+@dataclass(frozen=True)
+class HistogramOf:
+    """One histogram of a service's row; ``is_always_there``: also while nothing was recorded."""
+
+    name: str
+    help: str
+    value: Callable[[JobView], Histogram]
+    is_always_there: bool = True
 
 
 COUNTERS = (
@@ -58,12 +68,25 @@ COUNTERS = (
               lambda j: j.covered_ns, "low", 1e-9),
 )  # fmt: skip
 
+HISTOGRAMS = (
+    HistogramOf("herald_request_latency_seconds", "Arrival to completion on the device; the sum is exact to 1/32.",
+                lambda j: j.latency),
+    HistogramOf("herald_time_to_first_token_seconds", "Arrival to first token, where that is told.",
+                lambda j: j.ttft, is_always_there=False),
+    HistogramOf("herald_time_per_token_seconds", "Mean of a request, per token after the first, likewise.",
+                lambda j: j.tpot, is_always_there=False),
+)  # fmt: skip
+
 GAUGES = (
     GaugeOf("herald_open_requests", "Requests open now.", lambda js: sum(j.open_requests for j in js), "high"),
     GaugeOf("herald_slo_seconds", "The latency that requests must not exceed.",
             lambda js: max(j.slo_ns for j in js) / 1e9 or None, "high"),
+    GaugeOf("herald_slo_time_to_first_token_seconds", "The time to first token that requests must not exceed.",
+            lambda js: max(j.ttft_slo_ns for j in js) / 1e9 or None, "high"),
+    GaugeOf("herald_slo_time_per_token_seconds", "The time per further token that requests must not exceed.",
+            lambda js: max(j.tpot_slo_ns for j in js) / 1e9 or None, "high"),
     GaugeOf("herald_slo_target_ratio", "Share of requests that must meet the SLO.",
-            lambda js: max(j.target for j in js) if any(j.slo_ns for j in js) else None, "high"),
+            lambda js: max(j.target for j in js) if any(j.promises for j in js) else None, "high"),
     GaugeOf("herald_slo_infeasible", "1 while the daemon says that the SLO cannot be held.",
             lambda js: float(any(j.infeasible for j in js)), "high"),
     GaugeOf("herald_sm_granted", "SMs that the job's ops are kept to; 0: all.",

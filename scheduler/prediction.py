@@ -65,7 +65,7 @@ def _infeasible(snapshot: Snapshot, service: Service) -> Infeasible | None:
     if predicted_ns is None or service.slo_ns is None:
         return None
     needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS
-    note = Infeasible(service.key, service.name, service.slo_ns, needed_ns)
+    note = Infeasible(service.key, service.name, service.slo_ns, needed_ns, part=service.slo_part)
     if service.slo_ns < predicted_ns:
         return replace(note, reason="alone")
     if service.slo_ns < needed_ns:

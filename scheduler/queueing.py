@@ -9,17 +9,20 @@ its parameters. Times are in units of the mean service time alone.
 
 import math
 import random
+from bisect import bisect_right
+from collections import deque
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 NUM_REQUESTS = 2_500
 NO_LIMIT = 50  # open requests: more is no queue that an SLO allows
 FREE = 51  # the gate does not close for lack of slack either, and need not be there
-LIMITS = (0, 1, 2, 3, 4, 6, 9, NO_LIMIT, FREE)
+LIMITS = (0, 1, 2, 3, 4, 6, 9, 13, 20, NO_LIMIT, FREE)
 SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
 LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
+_NO_SLACK = 1e-6  # time that is a rounding error
 
 
 class Play(NamedTuple):
@@ -59,12 +62,8 @@ def _on_grid(load: float, inflation: float, slo: float, spread: float) -> tuple[
 @cache
 def _best_rung(load: float, inflation: float, slo: float, spread: float, target: float) -> int:
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(load, inflation, slo, spread, 0).late + UNAVOIDED))
-    best = 0
-    for rung, limit in enumerate(LIMITS):
-        if _play(load, inflation, slo, spread, limit).late > allowed:
-            break
-        best = rung
-    return best
+    limits = LIMITS[1:]  # longer and longer queues, more and more late
+    return bisect_right(limits, allowed, key=lambda limit: _play(load, inflation, slo, spread, limit).late)
 
 
 @cache
@@ -78,48 +77,54 @@ def alone_p99(load: float) -> float:
 
 @cache
 def _play(load: float, inflation: float, slo: float, spread: float, limit: int) -> Play:
-    works = _works(spread)
-    arrivals = _arrivals(load)
-    deadlines: list[float] = []  # of open requests, in order
-    left: list[float] = []  # work of each, alone
+    works, arrivals = _works(spread), _arrivals(load)
+    most_open = math.inf if limit == FREE else limit
+    loss = 1 - 1 / inflation  # of time while the gate is open
     now = idle = beside = 0.0
-    late = taken = 0
-    count = len(works)
-    spent = False  # some open request has run out of slack: the gate stays closed until it is done
-    while taken < count or left:
-        coming = arrivals[taken] if taken < count else math.inf
-        if not left:
+    lost = 0.0  # time that was not worked, so that slack = arrival + SLO - work up to and with its own - lost
+    first = late = 0
+    left = works[0]  # of the first in the queue
+    work = 0.0  # of all that have come
+    # Slack but for `lost`, and whose: of those with less of it than all behind them, so that the front has the least.
+    tight: deque[tuple[float, int]] = deque()
+    for taken, coming in enumerate((*arrivals, math.inf)):
+        while first < taken:
+            slack = tight[0][0] - lost if limit != FREE else math.inf
+            if taken - first > most_open or slack <= _NO_SLACK:
+                if now + left > coming:
+                    left -= coming - now
+                    now = coming
+                    break
+                now += left
+            else:
+                until = min(coming, now + left * inflation, now + slack / loss if loss else math.inf)
+                spent = until - now
+                beside += spent
+                lost += spent * loss
+                left -= spent * (1 - loss)
+                now = until
+                if left > _NO_SLACK:
+                    if now == coming:
+                        break
+                    continue
+            late += now > arrivals[first] + slo + _NO_SLACK
+            if tight and tight[0][1] == first:
+                tight.popleft()
+            first += 1
+            left = works[first] if first < len(works) else 0.0
+        if taken == len(works):
+            break
+        if first == taken:
             idle += coming - now
-            now, spent = coming, False
-            deadlines.append(now + slo)
-            left.append(works[taken])
-            taken += 1
-            continue
-        closed = limit != FREE and (spent or len(left) > limit)
-        slack = math.inf
-        if not closed and limit != FREE:
-            ahead = 0.0
-            for deadline, work in zip(deadlines, left, strict=True):
-                ahead += work
-                slack = min(slack, deadline - ahead - now)
-            closed = spent = slack <= 1e-9
-        speed = 1.0 if closed else 1 / inflation
-        done = now + left[0] / speed
-        until = min(coming, done)
-        if not closed and speed < 1:
-            until = min(until, now + slack / (1 - speed))
-        left[0] -= (until - now) * speed
-        beside += 0.0 if closed else until - now
-        now = until
-        if until == done:
-            late += now > deadlines[0] + 1e-6
-            del deadlines[0], left[0]
-            spent = False
-        elif until == coming:
-            deadlines.append(now + slo)
-            left.append(works[taken])
-            taken += 1
-    return Play(late / count, idle / now, beside / now)
+            lost += coming - now
+            now = coming
+        work += works[taken]
+        if limit != FREE:
+            slack = coming + slo - work
+            while tight and tight[-1][0] >= slack:
+                tight.pop()
+            tight.append((slack, taken))
+    return Play(late / len(works), idle / now, beside / now)
 
 
 @cache
@@ -132,7 +137,8 @@ def _works(spread: float) -> tuple[float, ...]:
 
 @cache
 def _arrivals(load: float) -> tuple[float, ...]:
-    numbers = random.Random("arrivals")
+    """Of a hundred such sequences the one whose latencies alone are nearest to a long one's, from p90 to p99.8."""
+    numbers = random.Random("arrivals 21")
     times, now = [], 0.0
     for _ in range(NUM_REQUESTS):
         now += numbers.expovariate(max(load, 0.01))

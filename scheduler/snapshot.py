@@ -42,6 +42,7 @@ class Service:
     service_times: Durations  # begin -> done
     mps: bool = False
     alone_ns: int | None = None  # service time alone at a high quantile, as its agent learnt it
+    alone_is_asked: bool = False  # at the quantile of its plan; else of the agent's choice
     solo_requests: int = 0  # requests that ran with the gate closed from begin to end
     solo_ns: int = 0  # their service times, summed
     requests_done: int = 0
@@ -52,11 +53,8 @@ class Service:
     beside_ns: int = 0  # their service times, summed
     busy_ns: int = 0  # time with a request open
     busy_open_ns: int = 0  # of it with the gate open
-
-    @property
-    def work_done(self) -> int:
-        """What needed the device and is done: requests, or steps of an engine."""
-        return self.service_times.count
+    slo_part: str = "latency"  # which promise slo_ns is: latency, ttft, tpot
+    work_begun: int = 0  # what needs the device: requests, or steps of an engine
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,7 @@ class Trainer:
     rate_ppm: int = 0  # its plan now: device time that it may issue, in millionths of time; 0: no limit
 
 
-@dataclass(frozen=True, order=True)
-class Mode:
+class Mode(NamedTuple):  # a tuple: it is looked up many times a decision, and a dataclass's hash is slow
     """How the trainers of a device run beside requests that have slack."""
 
     closed: bool  # they do not: the gate closes when a request begins
@@ -222,6 +219,7 @@ class Infeasible:
     slo_ns: int
     needed_ns: int  # the tightest SLO that can be
     reason: Reason = "residual"  # too slow even alone; too many requests; what still runs once the gate closes
+    part: str = "latency"  # which promise: latency, ttft, tpot
 
 
 @dataclass(frozen=True)
@@ -239,15 +237,17 @@ def key_of(job: JobView) -> JobKey:
 
 
 def _service(job: JobView) -> Service:
+    part, slo_ns = job.device_slo
     return Service(
         key=key_of(job),
         name=job.name,
         device=job.device,
-        slo_ns=_slo_ns(job),
+        slo_ns=slo_ns or None,
         target=job.target,
         service_times=job.service,
         mps=job.mps,
         alone_ns=job.alone_ns if job.alone_ns >= 0 else None,
+        alone_is_asked=job.quantile_ppm > 0,
         solo_requests=job.solo_requests,
         solo_ns=job.solo_ns,
         requests_done=job.requests_done,
@@ -258,13 +258,9 @@ def _service(job: JobView) -> Service:
         beside_ns=job.beside_ns,
         busy_ns=job.busy_ns,
         busy_open_ns=job.busy_open_ns,
+        slo_part=part,
+        work_begun=job.service.count if job.engine else job.requests_begun,
     )
-
-
-def _slo_ns(job: JobView) -> int | None:
-    """What the device must keep: of whole requests, or of an engine's steps, each a token for every request."""
-    promised = (job.ttft_slo_ns, job.tpot_slo_ns if job.engine else job.slo_ns)
-    return min((slo for slo in promised if slo), default=None)
 
 
 def _trainer(job: JobView) -> Trainer:

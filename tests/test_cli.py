@@ -113,11 +113,27 @@ def busy_table() -> MemoryTable:
 
 
 def test_a_domain_in_which_nothing_started_has_a_status(domain: str) -> None:
-    assert status.look(domain, 0) == status.Status(domain)
+    assert status.look(domain, 0) == status.Status(domain, exists=False)
     done = herald("status")
     assert done.returncode == 0
     assert f"domain   {domain}" in done.stdout
     assert "daemon   none" in done.stdout
+    assert "nothing has started in it; " in done.stdout
+
+
+def test_a_domain_that_was_named_and_does_not_exist_is_an_error_that_lists_those_that_do(
+    domain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Table.open(domain)
+    for words in ([], ["--json"]):
+        assert cli.main(["status", "--domain", "nosuch", *words]) == 2
+        shown = capsys.readouterr()
+        (said,) = shown.err.splitlines()
+        assert "--domain nosuch: no daemon and no job has started in it; domains that exist: " in said
+        assert domain in said
+        assert shown.out == ""
+    assert cli.main(["status", "--domain", domain]) == 0
+    assert "no jobs" in capsys.readouterr().out
 
 
 def test_status_json_says_what_the_table_says(domain: str) -> None:
@@ -150,6 +166,40 @@ def test_status_reads_well_at_80_columns() -> None:
     assert max(len(line) for line in said.splitlines()) <= 80
     for part in ("chat", "50 ms", "99.50%", "vgg16", "70 ms", "75.00%", "cannot be guaranteed"):
         assert part in " ".join(said.split())  # a long sentence may wrap
+
+
+def engine_table() -> MemoryTable:
+    table = MemoryTable("prod")
+    promised = {"ttft_slo_ns": 1_200 * MS, "tpot_slo_ns": 10 * MS}
+    row = table.add_job(name="llm", device="GPU-12345678-9abc", engine=1, tokens=12_345_678, queued=12, **promised)
+    table.record(row, latency_ns=3_000 * MS, service_ns=60 * MS, count=100)
+    table.record_tokens(row, ttft_ns=1_100 * MS, tpot_ns=20 * MS, count=100)
+    return table
+
+
+def test_an_engine_has_its_times_to_first_token_and_per_token() -> None:
+    (llm,) = status.status_of(engine_table(), 0).jobs
+    assert (llm.slo_ns, llm.ttft_slo_ns, llm.tpot_slo_ns) == (None, 1_200 * MS, 10 * MS)
+    assert llm.ttft_p99_ns is not None
+    assert 1_100 * MS <= llm.ttft_p99_ns < 1_180 * MS
+    assert llm.tpot_p99_ns is not None
+    assert 20 * MS <= llm.tpot_p99_ns < 21.5 * MS
+    assert (llm.tokens, llm.queued, llm.infeasible_part) == (12_345_678, 12, "tpot")
+
+
+def test_the_times_of_an_engine_read_well_at_80_columns() -> None:
+    said = render(status.status_of(engine_table(), 0))
+    assert max(len(line) for line in said.splitlines()) <= 80
+    for part in ("TTFT SLO", "1.2 s", "TPOT SLO", "20.5 ms", "12345678", "ms per output token cannot be guaranteed"):
+        assert part in " ".join(said.split())
+    assert "TTFT" not in render(status.status_of(busy_table(), 0))
+
+
+@pytest.mark.parametrize("mps", [0, 1])
+def test_a_share_without_mps_is_marked(mps: int) -> None:
+    table = MemoryTable()
+    table.add_job(name="vgg16", priority="low", sm_total=132, sm_granted=116, mps=mps)
+    assert ("vgg16: its share of the SMs isolates nothing without MPS" in render(status.status_of(table, 0))) != mps
 
 
 def test_a_coverage_that_is_not_known_is_a_dash_and_null() -> None:

@@ -172,6 +172,37 @@ def test_an_infeasible_slo_is_said_once(caplog: pytest.LogCaptureFixture) -> Non
     assert "chat has an SLO of 10 ms" in said[0]
 
 
+def test_an_infeasible_slo_of_an_engine_is_said_of_its_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("strict")
+    row = domain.table.add_job(name="llm", slo_ns=1 * MS, ttft_slo_ns=500 * MS, tpot_slo_ns=10 * MS, engine=1)
+    domain.table.record(row, latency_ns=20 * MS, count=100)
+    domain.tick()
+    assert "infeasible: llm has an SLO of 10 ms per output token, but it takes longer even alone" in caplog.text
+    domain.table.row(row).tpot_slo_ns = 0
+    domain.table.row(row).ttft_slo_ns = 9 * MS
+    domain.table.row(row).infeasible = 0
+    domain.tick()
+    assert "llm has an SLO of 9 ms to the first token, but" in caplog.text
+
+
+def shares_told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message.split(" but ")[0] for message in caplog.messages if message.startswith("share:")]
+
+
+def test_a_share_that_isolates_nothing_is_told_once_per_job(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("reserve:16")
+    domain.table.add_job(name="in-mps", priority="low", sm_total=132, mps=1)
+    domain.table.add_job(name="not-yet", priority="low")  # before its first step nobody knows whether it can
+    row = domain.table.add_job(name="vgg16", priority="low", sm_total=132)
+    for _ in range(3):
+        domain.tick()
+    assert shares_told(caplog) == ["share: vgg16 is kept to 112 of 132 SMs"]
+    domain.table.release(row)
+    domain.table.add_job(name="vgg16", priority="low", sm_total=132)
+    domain.tick()
+    assert len(shares_told(caplog)) == 2  # another job
+
+
 def test_the_highest_floor_of_any_trainer_holds() -> None:
     table = MemoryTable()
     daemon = Daemon(table, policies.load("strict"), limits=Limits(max_hold_ns=3_000 * MS, floor=0.05))
@@ -398,6 +429,18 @@ def test_a_daemon_without_its_mps_does_not_run(
     assert daemon.finish() == 2
     assert traces(domain) == []
     assert not Path(f"/tmp/herald-{os.getuid()}/mps-{domain}").exists()
+
+
+def test_a_daemon_says_who_reads_what_its_config_says_of_jobs(
+    start: Callable[..., Process], start_daemon: Callable[..., Process], tmp_path: Path
+) -> None:
+    file = tmp_path / "herald.toml"
+    file.write_text('[jobs.chat]\npriority = "high"\nslo = "50ms"\n')
+    daemon = start_daemon("--config", str(file))
+    said = daemon.wait_for("[jobs]")
+    assert "read by the jobs themselves" in said
+    assert f"HERALD_CONFIG={file}" in said
+    assert daemon.end(signal.SIGTERM) == 0
 
 
 def test_a_table_that_is_none_stops_the_daemon(start: Callable[..., Process], domain: str) -> None:

@@ -56,6 +56,20 @@ def test_a_services_latencies_are_a_histogram_with_edges_of_the_row(scraped: Scr
     assert scraped("herald_slo_seconds", SERVICE) == 0.05
 
 
+def test_tokens_have_their_times_and_slos_where_they_are_told(scraped: Scraped) -> None:
+    row = scraped.table.add_job(name="chat", ttft_slo_ns=200 * MS, tpot_slo_ns=30 * MS)
+    scraped.table.add_job(name="plain", slo_ns=50 * MS)
+    scraped.table.record_tokens(row, ttft_ns=150 * MS, tpot_ns=20 * MS, count=4)
+    for name, mean_s in (("herald_time_to_first_token_seconds", 0.15), ("herald_time_per_token_seconds", 0.02)):
+        assert scraped(f"{name}_count", SERVICE) == 4
+        assert scraped(f"{name}_sum", SERVICE) == pytest.approx(4 * mean_s, rel=1 / 32)
+        assert scraped(f"{name}_count", SERVICE | {"job": "plain"}) is None
+    assert scraped("herald_slo_time_to_first_token_seconds", SERVICE) == 0.2
+    assert scraped("herald_slo_time_per_token_seconds", SERVICE) == 0.03
+    assert scraped("herald_slo_seconds", SERVICE) is None
+    assert scraped("herald_slo_target_ratio", SERVICE) == 0.99
+
+
 def test_a_trainers_counters_are_in_seconds_and_its_coverage_is_absent_until_known(scraped: Scraped) -> None:
     row = scraped.table.add_job(
         name="vgg", priority="low", gate_wait_ns=2_500 * MS, gated_ns=900 * MS, light_ns=100 * MS, ops_unknown=7

@@ -134,7 +134,7 @@ def open_requests(decision: Decision) -> int:
 
 
 def test_more_slack_allows_a_longer_queue_before_the_gate_closes() -> None:
-    limits = [open_requests(decide(Herald(), memory(ALL_TRIED), slo_ns=slo * MS)) for slo in (60, 110, 320)]
+    limits = [open_requests(decide(Herald(), memory(ALL_TRIED), slo_ns=slo * MS)) for slo in (60, 90, 320)]
     assert limits == sorted(limits)
     assert limits[0] < limits[1] < limits[2] == NO_QUEUE_LIMIT
 
@@ -223,6 +223,17 @@ def test_the_rung_lets_enough_be_in_time() -> None:
         assert queueing.play(0.4, inflation, 5.5, 1.0, queueing.LIMITS[rung]).late <= 0.01
     assert queueing.best_rung(0.4, 1.0, 20.0, 1.0, 0.99) == len(queueing.LIMITS) - 1
     assert queueing.best_rung(0.9, 3.0, 1.5, 1.0, 0.99) == 0
+
+
+def test_what_is_known_of_a_mode_in_use_is_enough_where_nothing_may_be_tried() -> None:
+    """Else it would be left as untried and, once left, chosen as known, tick by tick."""
+    barely = replace(evidence(1.2, 0.9), time_ns=round(1.1 * TRIED_NS), beside_requests=1.1 * TRIED_REQUESTS)
+    for slo_ms in range(50, 100, 2):
+        chosen = {
+            decide(Herald(), memory({OPEN: barely}, mode=mode), slo_ns=slo_ms * MS, mps=False).modes[GPU]
+            for mode in (OPEN, CLOSED)
+        }
+        assert chosen == {OPEN} or decide(Herald(), memory({}), slo_ns=slo_ms * MS).modes[GPU] == CLOSED
 
 
 # ---- the feedback

@@ -3,6 +3,7 @@
 import copy
 import gc
 import inspect
+import os
 import pickle
 import threading
 import time
@@ -581,3 +582,93 @@ def test_a_job_that_detaches_with_open_requests_opens_the_gate(table: Table) -> 
     assert not is_closed(table)
     request.end()
     assert table.jobs() == []
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_after_detach_requests_go_on_untracked_and_that_is_said_once(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = herald.attach(priority="high", slo={"ttft": "10s"}, name="chat", device="cpu")
+    step = job.step("decode")
+    job.detach()
+    caplog.clear()
+    for _ in range(2):
+        request = job.begin()
+        request.first_token()
+        request.end(tokens=3)
+        with job.request(), job.step("prefill"), step:
+            pass
+        step = job.step("decode")
+        job.queued(3)
+    assert table.jobs() == []
+    (said,) = warnings_of(caplog)
+    assert "job 'chat' was detached" in said
+    assert "herald.attach again" in said
+
+
+def test_wrong_arguments_stay_errors_after_detach(table: Table) -> None:
+    job = herald.attach(priority="high", slo="10s", device="cpu")
+    job.detach()
+    with pytest.raises(herald.ConfigError):
+        job.begin(slo="50")
+    with pytest.raises(herald.ConfigError):
+        job.queued(-1)
+
+
+def test_a_service_that_was_forked_after_it_attached_is_told(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    with herald.attach(priority="high", slo="10s", name="chat", device="cpu") as job:
+        caplog.clear()
+        reader, writer = os.pipe()
+        if (pid := os.fork()) == 0:
+            with job.request():
+                pass
+            os.write(writer, "\n".join(warnings_of(caplog)).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(writer)
+        with os.fdopen(reader, encoding="utf-8") as said:
+            assert "job 'chat' was attached before this process was forked" in said.read()
+        assert job.stats().requests_begun == 0
+
+
+@pytest.mark.parametrize("part", ["ttft", "tpot"])
+def test_a_first_token_that_was_promised_and_never_told_is_warned_of_once(
+    table: Table, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    with herald.attach(priority="high", slo={part: "10s"}, name="chat", device="cpu") as job:
+        caplog.clear()
+        for _ in range(2):
+            job.begin().end(tokens=3)
+        assert job.stats().slo_missed == 2
+    (said,) = warnings_of(caplog)
+    assert "job 'chat'" in said
+    assert "first_token()" in said
+
+
+def test_requests_that_were_told_lost_or_made_nothing_are_not_warned_of(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    with herald.attach(priority="high", slo={"ttft": "10s"}, device="cpu") as job:
+        caplog.clear()
+        with job.request() as request:
+            request.first_token()
+        with job.request(slo="10s"):
+            pass
+        job.begin().end(tokens=0)
+        job.begin()  # lost
+        with pytest.raises(ZeroDivisionError), job.request():
+            1 / 0  # noqa: B018
+        gc.collect()
+        assert job.stats().requests_done == 5
+    assert warnings_of(caplog) == []
+
+
+def test_forwards_cannot_say_their_first_token(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high", slo={"ttft": "10s"}):
+        caplog.clear()
+        model(torch.zeros(1, 4))
+    assert "job.begin()" in "".join(warnings_of(caplog))

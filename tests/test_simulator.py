@@ -283,7 +283,7 @@ def test_rows_say_what_real_jobs_rows_would() -> None:
     periodic = tuple(0.05 + 0.1 * i for i in range(60))
     last = seen_of(GpuModel((chat(periodic, slo_ns=10 * MS),), (replace(VGG, longest_stretch_ns=0),)), 6.1)[-1]
     (service,), (trainer,) = last.services, last.trainers
-    assert (service.requests_begun, service.requests_done, service.open_requests) == (60, 60, 0)
+    assert (service.work_begun, service.requests_done) == (60, 60)
     assert (service.met, service.missed, service.missed_anyway) == (0, 60, 60)
     assert (service.solo_requests, service.solo_ns) == (60, 60 * 20 * MS)
     assert (service.busy_ns, service.busy_open_ns, service.alone_ns) == (60 * 20 * MS, 0, 20 * MS)
@@ -398,23 +398,54 @@ def test_tgs_comes_down_where_requests_suffer_and_goes_up_where_they_do_not() ->
     assert trained(Interference()) < 0.3
 
 
-def test_a_load_that_steps_up_and_down_is_followed_within_50_requests() -> None:
-    """Load 0.1 -> 0.7 -> 0.1: of the first 50 requests after a step at most 5 % are late on training's account."""
-    mean_ms, phase_s, first, after = 20, 20.0, [], []
-    steps = [(phase_s * i, load / (mean_ms / 1e3)) for i, load in enumerate((0.1, 0.7, 0.1))]
-    beside = Interference({("chat", "train"): {0: Beside(1.7, 0.8)}})
-    for seed in range(3):
-        arrivals = Steps(tuple(steps), seed=seed).times_s(3 * phase_s)
-        service = ServiceModel("chat", tuple(arrivals), (mean_ms * MS,), slo_ns=12 * mean_ms * MS)
-        gpu = GpuModel((service,), (TrainerModel("train", 25 * MS, 2 * MS),), beside, mps=True)
-        done = simulate(gpu, policies.load("herald"), seconds=3 * phase_s).services[0]
-        excess = [
-            late > done.slo_ns >= alone for late, alone in zip(done.latencies_ns, done.alone_latencies_ns, strict=True)
-        ]
+PAIRS = {  # mean service time in ms, inflation, rate beside requests, longest stretch in ms; as on an H200
+    "eager-decode beside resnet50": (35, 1.75, 0.79, 0.6),
+    "eager-decode beside rnnlm": (35, 1.71, 0.76, 2.1),
+    "bert beside dlrm": (8, 1.2, 0.96, 0.25),
+    "transformer beside vgg16": (20, 1.24, 0.29, 2.1),
+    "graph-decode beside vgg16": (47, 2.33, 0.79, 2.1),
+    "convnext beside gpt2": (20, 3.5, 0.85, 6.2),
+}
+ALONE_P99_AT_07 = 7.3  # mean service times, M/D/1
+
+
+def excess_of(pair: str, steps: Steps, seconds: float, slo_factor: float) -> tuple[list[float], list[bool]]:
+    """Arrivals under the controller, and which of them were late on training's account."""
+    mean_ms, inflation, rate, stretch_ms = PAIRS[pair]
+    arrivals_s = tuple(steps.times_s(seconds))
+    service = ServiceModel(
+        "chat", arrivals_s, (mean_ms * MS,), slo_ns=round(slo_factor * ALONE_P99_AT_07 * mean_ms * MS)
+    )
+    trainer = TrainerModel("train", 25 * MS, round(stretch_ms * MS))
+    beside = Interference({("chat", "train"): {0: Beside(inflation, rate)}})
+    gpu = GpuModel((service,), (trainer,), beside, mps=True)
+    done = simulate(gpu, policies.load("herald"), seconds=seconds).services[0]
+    pairs = zip(done.latencies_ns, done.alone_latencies_ns, strict=True)
+    return list(arrivals_s), [late > done.slo_ns >= alone for late, alone in pairs]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("slo_factor", [1.1, 2.0])
+def test_a_load_that_steps_up_and_down_is_followed_within_50_requests(pair: str, slo_factor: float) -> None:
+    """Load 0.1 -> 0.7 -> 0.1: at most 5 % of the first 50 requests after a step are late on training's account, and 1 %
+    of all later ones. Late ones come in clusters, so that the bound holds of several runs, not of each.
+    """
+    mean_s = PAIRS[pair][0] / 1e3
+    phase_s, first, after = 800 * mean_s / 0.7, [], []
+    rates_hz = [(phase_s * i, load / mean_s) for i, load in enumerate((0.1, 0.7, 0.1))]
+    for seed in range(2):
+        arrivals_s, excess = excess_of(pair, Steps(tuple(rates_hz), seed=seed), 3 * phase_s, slo_factor)
         for step in (1, 2):
-            begin = sum(at < step * phase_s for at in arrivals)
-            end = sum(at < (step + 1) * phase_s for at in arrivals)
+            begin, end = (sum(at < i * phase_s for at in arrivals_s) for i in (step, step + 1))
             first += excess[begin : begin + 50]
             after += excess[begin + 50 : end]
     assert sum(first) <= 0.05 * len(first)
-    assert sum(after) <= 0.05 * len(after)  # at a load of 0.7 the model is still too bold: README, limits
+    assert sum(after) <= 0.01 * len(after)
+
+
+@pytest.mark.parametrize("load", [0.6, 0.7])
+def test_at_a_high_load_no_more_requests_are_late_than_the_target_allows(load: float) -> None:
+    for pair in ("eager-decode beside rnnlm", "convnext beside gpt2"):
+        mean_s = PAIRS[pair][0] / 1e3
+        _, excess = excess_of(pair, Steps(((0, load / mean_s),), seed=0), 1_500 * mean_s / load, 1.5)
+        assert sum(excess) <= 0.01 * len(excess)

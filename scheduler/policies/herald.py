@@ -19,13 +19,14 @@ Arguments leave parts out, for ablations: no-space (no SM shares), no-time (the 
 closes when a request begins), no-feedback (no leeway).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from herald.config import did_you_mean
 from herald.errors import ConfigError
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
-from herald.scheduler import queueing
+from herald.scheduler import feedback, queueing
 from herald.scheduler.prediction import RELEASE_NS, paced_plan, residual_ns
 from herald.scheduler.snapshot import (
     CLOSED,
@@ -78,13 +79,13 @@ class Herald:
 
     def decide(self, snapshot: Snapshot, now_ns: int, /) -> Decision:  # noqa: ARG002 - all that matters is relative
         """A mode for every device with services; from it their plans and their trainers' shares."""
-        views = [_View.of(snapshot, device) for device in sorted({s.device for s in snapshot.services})]
-        modes = {view.device: self._mode(view) for view in views}
+        modes: dict[str, Mode] = {}
         plans: dict[JobKey, Plan] = {}
         trainer_plans: dict[JobKey, TrainerPlan] = {}
-        for view in views:
-            mode = modes[view.device]
-            plans |= {service.key: self._plan(view, service, mode) for service in view.services}
+        for device in sorted({service.device for service in snapshot.services}):
+            view = _View.of(snapshot, device, self._may_try)
+            mode = modes[device] = self._mode(view)
+            plans |= self._plans(view, mode)
             trainer_plans |= {trainer.key: TrainerPlan(sm_count=mode.sm_count) for trainer in view.trainers}
         return Decision(plans, trainer_plans, modes)
 
@@ -95,7 +96,7 @@ class Herald:
         known = [mode for mode in candidates if mode.closed or mode in view.tried]
         worth = {mode: self._worth(view, mode) for mode in known}
         untried = next((mode for mode in candidates if mode not in worth), None)
-        if untried is not None and not self._is_unlucky(view) and self._has_slack(view):
+        if untried is not None and view.may_try:
             shares = [worth[mode] for mode in known if mode.sm_count]
             # What a small share does not bring, a larger one does not.
             if not shares or min(shares) >= WORTH_MORE * worth.get(OPEN, 0.0):
@@ -105,30 +106,24 @@ class Herald:
         kept = HYSTERESIS if best.sm_count not in (0, view.mode.sm_count) else KEPT
         return view.mode if worth.get(view.mode, 0.0) * kept >= worth[best] else best
 
-    def _has_slack(self, view: "_View") -> bool:
-        return all(self._rung(view, service, HOPED_INFLATION) > 0 for service in view.services)
-
-    def _rung(self, view: "_View", service: Service, inflation: float) -> int:
-        slo, spread = view.in_means(service)
-        return queueing.best_rung(view.load(service), inflation, slo, spread, service.target)
-
-    def _is_unlucky(self, view: "_View") -> bool:
-        return self.feedback and min(view.memory.leeway.get(s.key, 0.0) for s in view.services) < UNLUCKY
+    def _may_try(self, services: Iterable["_Known"]) -> bool:
+        """Whether these could bear a mode that nothing is known of."""
+        return all(
+            (known.leeway >= UNLUCKY or not self.feedback) and known.rung(HOPED_INFLATION) > 0 for known in services
+        )
 
     def _candidates(self, view: "_View") -> list[Mode]:
         if not self.laxity and not self.space:
             return [CLOSED]
         closed = [CLOSED] if self.time else []
-        inflation = max(view.inflation(service, OPEN, guess=1.0) for service in view.services)
-        return [*closed, OPEN, *(view.shares() if self.space and inflation > WORTH_A_SHARE else [])]
+        inflation = max(view.inflation(known.key, OPEN, guess=1.0) for known in view.known)
+        return [*closed, OPEN, *(view.shares() if self.space and inflation > WORTH_A_SHARE else ())]
 
     def _worth(self, view: "_View", mode: Mode) -> float:
         """Training in that mode, of all that there could be: 1 is every trainer at its best all the time."""
         idle = open_ = 1.0
-        for service in view.services:
-            limit = self._limit(view, service, mode)
-            slo, spread = view.in_means(service)
-            comes = queueing.play(view.load(service), view.inflation(service, mode), slo, spread, limit)
+        for known in view.known:
+            comes = known.play(view.inflation(known.key, mode), self._limit(view, known, mode))
             idle *= comes.idle
             open_ *= comes.idle + comes.beside
         worth = weights = 0.0
@@ -138,90 +133,127 @@ class Herald:
             weights += trainer.weight
         return worth / weights
 
-    def _limit(self, view: "_View", service: Service, mode: Mode) -> int:
+    def _limit(self, view: "_View", known: "_Known", mode: Mode) -> int:
         """How many requests may be open before the gate closes: one of `queueing.LIMITS`."""
         if mode.closed or not self.laxity:
             return 0
         if not self.time:
             return queueing.FREE
-        if service.slo_ns is None:
+        if not known.has_slo:
             return 0
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
         if mode not in view.tried:
-            return int(service.slo_ns > view.margin_ns + view.alone_ns(service))
-        rung = self._rung(view, service, view.inflation(service, mode))
-        leeway = view.memory.leeway.get(service.key, 0.0) if self.feedback else 0.0
-        return queueing.LIMITS[min(max(0, rung + int(leeway)), len(queueing.LIMITS) - 1)]
+            return int(known.slo > known.spread)
+        leeway = known.leeway if self.feedback else 0.0
+        rung = known.rung(view.inflation(known.key, mode), bold=leeway >= feedback.MOST)
+        return queueing.LIMITS[max(0, rung + min(0, int(leeway)))]
 
-    def _plan(self, view: "_View", service: Service, mode: Mode) -> Plan:
-        limit = self._limit(view, service, mode) if view.knows_services else 0
+    def _plans(self, view: "_View", mode: Mode) -> dict[JobKey, Plan]:
+        if not view.knows_services:
+            return {service.key: STRICT_PLAN for service in view.services}
+        return {known.key: self._plan(view, known, mode) for known in view.known}
+
+    def _plan(self, view: "_View", known: "_Known", mode: Mode) -> Plan:
+        limit = self._limit(view, known, mode)
         if limit == queueing.FREE:
             # Without time as a means there is only space to choose, and hooks that rest would count nothing.
             return FREE_PLAN if self.time else Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)
         if limit == 0:
             return STRICT_PLAN
         limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
-        return paced_plan(
-            view.margin_ns, view.alone_ns(service), limit, inflation=self.inflation, quantile=self.quantile
+        return paced_plan(view.margin_ns, known.alone_ns, limit, inflation=self.inflation, quantile=self.quantile)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A service that is known alone, as the model has it: in mean service times alone."""
+
+    key: JobKey
+    target: float
+    has_slo: bool
+    load: float  # arrival rate x mean time
+    slo: float  # less what still runs once the gate closes
+    spread: float  # a long service time
+    alone_ns: float  # the same, not in means
+    leeway: float  # in rungs
+
+    @classmethod
+    def of(cls, service: Service, memory: Memory, margin_ns: int) -> "_Known":
+        mean_ns = memory.alone_mean_ns[service.key]
+        alone_ns = memory.alone_high_ns.get(service.key, 2 * mean_ns)  # before a long time is known, twice the mean
+        return cls(
+            key=service.key,
+            target=service.target,
+            has_slo=service.slo_ns is not None,
+            load=memory.load.get(service.key, 0.0),
+            slo=((service.slo_ns or 0) - margin_ns) / mean_ns,
+            spread=alone_ns / mean_ns,
+            alone_ns=alone_ns,
+            leeway=memory.leeway.get(service.key, 0.0),
         )
+
+    def rung(self, inflation: float, *, bold: bool = False) -> int:
+        """How many may be open, as `queueing.LIMITS` counts. ``bold``: as if twice as many requests might be late."""
+        target = 2 * self.target - 1 if bold else self.target
+        return queueing.best_rung(self.load, inflation, self.slo, self.spread, target)
+
+    def play(self, inflation: float, limit: int) -> queueing.Play:
+        """What comes of a limit."""
+        return queueing.play(self.load, inflation, self.slo, self.spread, limit)
 
 
 @dataclass(frozen=True)
 class _View:
     """One device of a snapshot, and what is known of its modes."""
 
-    device: str
     services: tuple[Service, ...]
     trainers: tuple[Trainer, ...]
-    memory: Memory
     mode: Mode
     margin_ns: int  # what still runs once the gate closes
-    knows_services: bool
+    known: tuple[_Known, ...]  # the services; none before all of them are known alone
+    may_try: bool  # a mode that was not tried
     tried: Mapping[Mode, Evidence]  # modes in which requests ran for long enough to tell what it does to them
     best_idle: Mapping[JobKey, float]  # the best rate of each trainer while no request was open, in any mode
 
     @classmethod
-    def of(cls, snapshot: Snapshot, device: str) -> "_View":
+    def of(cls, snapshot: Snapshot, device: str, may_try: Callable[[Iterable[_Known]], bool]) -> "_View":
         memory = snapshot.memory
         services = tuple(s for s in snapshot.services if s.device == device)
         trainers = tuple(t for t in snapshot.trainers if t.device == device)
         seen = {mode: evidence for (where, mode), evidence in memory.evidence.items() if where == device}
         present = memory.mode.get(device, CLOSED)
+        margin_ns = residual_ns(snapshot, device) + RELEASE_NS
+        are_known = all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services)
+        known = tuple(_Known.of(s, memory, margin_ns) for s in services) if are_known else ()
+        tries = bool(known) and may_try(known)
+        # Where nothing may be tried, what is known of the mode in use has to do: it was enough to choose it.
+        patience = STILL_TRYING if tries else 1.0
         return cls(
-            device=device,
             services=services,
             trainers=trainers,
-            memory=memory,
             mode=present,
-            margin_ns=residual_ns(snapshot, device) + RELEASE_NS,
-            knows_services=all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services),
+            margin_ns=margin_ns,
+            known=known,
+            may_try=tries,
             tried={
                 mode: found
                 for mode, found in seen.items()
-                if mode.closed or _is_enough(found, STILL_TRYING if mode == present else 1.0)
+                if mode.closed or _is_enough(found, patience if mode == present else 1.0)
             },
             best_idle={t.key: max((e.rate_idle.get(t.key, 0.0) for e in seen.values()), default=0.0) for t in trainers},
         )
 
-    def inflation(self, service: Service, mode: Mode, guess: float = GUESSED_INFLATION) -> float:
+    @property
+    def knows_services(self) -> bool:
+        """Whether enough requests of every service ran alone."""
+        return len(self.known) == len(self.services)
+
+    def inflation(self, service: JobKey, mode: Mode, guess: float = GUESSED_INFLATION) -> float:
         """What beside training in that mode does to the service times; ``guess`` where it was not tried."""
         if mode.closed:
             return 1.0
         tried = self.tried.get(mode)
-        return guess if tried is None else tried.inflation.get(service.key, HARSH_INFLATION)
-
-    def load(self, service: Service) -> float:
-        """Arrival rate x mean time alone."""
-        return self.memory.load.get(service.key, 0.0)
-
-    def alone_ns(self, service: Service) -> float:
-        """A long service time alone; before that is known, twice the mean."""
-        return self.memory.alone_high_ns.get(service.key, 2 * self.memory.alone_mean_ns[service.key])
-
-    def in_means(self, service: Service) -> tuple[float, float]:
-        """(SLO less margin, long service time), in mean service times alone."""
-        mean_ns = self.memory.alone_mean_ns[service.key]
-        return ((service.slo_ns or 0) - self.margin_ns) / mean_ns, self.alone_ns(service) / mean_ns
+        return guess if tried is None else tried.inflation.get(service, HARSH_INFLATION)
 
     def rates(self, trainer: Trainer, mode: Mode) -> tuple[float, float]:
         """(idle, beside requests): of the trainer in that mode; 1 is its best rate while no request was open."""
@@ -234,14 +266,18 @@ class _View:
         beside = 0.0 if mode.closed else min(1.0, tried.rate_beside.get(trainer.key, 0.0) / best)
         return idle, beside
 
-    def shares(self) -> list[Mode]:
+    def shares(self) -> tuple[Mode, ...]:
         """Open modes with a part of the SMs kept free; none where some job cannot."""
         totals = {trainer.sm_total for trainer in self.trainers}
         if len(totals) != 1 or not all(s.mps for s in self.services):
-            return []
-        total = totals.pop()
-        asides = sorted({round(total * share / SM_GROUP) * SM_GROUP for share in SHARES})
-        return [Mode(closed=False, sm_count=total - aside) for aside in asides if 0 < aside < total]
+            return ()
+        return _shares(totals.pop())
+
+
+@cache
+def _shares(total: int) -> tuple[Mode, ...]:
+    asides = sorted({round(total * share / SM_GROUP) * SM_GROUP for share in SHARES})
+    return tuple(Mode(closed=False, sm_count=total - aside) for aside in asides if 0 < aside < total)
 
 
 def _is_enough(seen: Evidence, times: float) -> bool:
