@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herald.durations import parse_duration
-from herald.errors import ConfigError
 from herald.experiments import measurement_cli, space_time_cli, sweep_cli
 from herald.experiments.options import (
     DEVICES,
@@ -14,7 +13,9 @@ from herald.experiments.options import (
     add_rows_of,
     add_seed,
     add_time_limit,
-    check_mps,
+    check_device,
+    check_least,
+    check_pair,
     check_resume,
     end_s,
     logs,
@@ -127,12 +128,15 @@ def _experiment(arguments: argparse.Namespace) -> "Colocation":
     from herald.experiments.crew import Pair
     from herald.experiments.plan import Colocation
 
-    check_mps(arguments)
-    _at_least("--seconds", arguments.seconds, 1)
-    _at_least("--repeats", arguments.repeats, 1)
-    _at_least("--slo-factor", arguments.slo_factor, 1)
+    check_device(arguments)
+    pairs = tuple(Pair.parse(text) for text in arguments.pair)
+    for pair in pairs:
+        check_pair(pair, arguments.device)
+    check_least("--seconds", arguments.seconds, 1)
+    check_least("--repeats", arguments.repeats, 1)
+    check_least("--slo-factor", arguments.slo_factor, 1)
     return Colocation(
-        pairs=tuple(Pair.parse(text) for text in arguments.pair),
+        pairs=pairs,
         settings=tuple(settings.choose(arguments.settings.split(","), arguments.mps)),
         device=arguments.device,
         seconds=arguments.seconds,
@@ -163,8 +167,3 @@ def resolved_device(device: str) -> str:
 
 def _milliseconds(slo: str | None) -> float | None:
     return None if slo is None else parse_duration(slo, setting="--slo") / 1e6
-
-
-def _at_least(setting: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{setting} = {value:g}: give {least:g} or more")

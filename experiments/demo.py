@@ -5,7 +5,6 @@ rounds on the same arrivals, so that a slow minute of the machine meets all of t
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from herald.experiments import demo_picture, figures, measures, provenance, sett
 from herald.experiments.arrivals import Poisson
 from herald.experiments.crew import Crew, Pair
 from herald.experiments.domain import PrivateDomain
-from herald.experiments.interruption import sigterm_interrupts
+from herald.experiments.options import logs
 from herald.experiments.process import Worker
 from herald.experiments.roles import Role
 from herald.experiments.settings import Setting
@@ -172,8 +171,7 @@ def measure(options: Options, console: Console) -> Outcome:
     case = CASES[options.device]
     tallies = {name: Tally() for name in PARTS}
     with ExitStack() as stack:
-        stack.enter_context(sigterm_interrupts())
-        log_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="herald-demo-")))
+        log_dir = stack.enter_context(logs())
         domain = stack.enter_context(PrivateDomain("demo", log_dir))
         crew = Crew(case.pair, options.device, options.seed, lambda launch: Worker(launch, log_dir))
         stack.enter_context(crew)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Self
 
 from herald.config import Limits
-from herald.errors import HeraldError, TableError
+from herald.errors import ConfigError, HeraldError, TableError
+from herald.experiments import lifeline
 from herald.scheduler.daemon import publish_limits
-from herald.scheduler.mps import MpsServer
+from herald.scheduler.mps import BINARY, MpsServer
 from herald.table import Table
+
+MPS_PREFIX = "experiment-"  # no user's domain: an MPS of that name is nobody else's
 
 _START_LIMIT_S = 60.0  # the daemon may have to build the native library first
 _STOP_LIMIT_S = 30.0
@@ -25,21 +29,26 @@ class DaemonFailed(HeraldError):
     """The experiment's own daemon ended or did not come up."""
 
 
+def own_name(label: str) -> str:
+    """A name that says which process it belongs to: `caretaker` removes what that one left."""
+    return f"{label}-{os.getpid()}"
+
+
 class PrivateDomain:
     """A domain that nobody else uses. As a context manager it ends its daemon and removes its table."""
 
     def __init__(self, label: str, log_dir: Path) -> None:
-        self.name = f"{re.sub(r'[^A-Za-z0-9]+', '-', label)}-{os.getpid()}"  # a policy has colons and dots in it
+        self.name = own_name(re.sub(r"[^A-Za-z0-9]+", "-", label))  # a policy has colons and dots in it
         self._log_path = log_dir / f"daemon-{self.name}.log"
         self._daemon: subprocess.Popen[bytes] | None = None
 
     def start_daemon(self, policy: str, config: Path | None = None) -> int:
         """Run `herald daemon` in this domain; returns its pid once it owns the domain. Raises DaemonFailed."""
         command = [sys.executable, "-m", "herald", "daemon", "--domain", self.name, "--policy", policy]
-        lifeline = [sys.executable, "-m", "herald.experiments.lifeline", str(os.getpid())]
+        command += ["--config", str(config)] if config else []
         with self._log_path.open("ab") as log:
             self._daemon = subprocess.Popen(
-                [*lifeline, *command, *(["--config", str(config)] if config else [])],
+                lifeline.tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -95,8 +104,13 @@ class PrivateDomain:
 
 @contextmanager
 def private_mps(label: str) -> Iterator[MpsServer]:
-    """MPS in private directories, the same for Herald's rows and for those of plain MPS."""
-    server = MpsServer(f"{label}-{os.getpid()}")
+    """MPS in private directories, the same for Herald's rows and for those of plain MPS. Raises HeraldError."""
+    if shutil.which(BINARY) is None:
+        raise ConfigError(
+            f"this experiment starts an MPS of its own, but {BINARY} is not on PATH: install NVIDIA's driver "
+            "utilities, or give --mps off"
+        )
+    server = MpsServer(MPS_PREFIX + own_name(label))
     server.start()
     try:
         yield server

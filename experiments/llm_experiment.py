@@ -71,9 +71,7 @@ class Options:
         unknown = [name for name in self.settings if name not in SETTINGS]
         if unknown:
             raise ConfigError(f"--settings {','.join(unknown)}: allowed are {', '.join(SETTINGS)}")
-        if workloads.get(self.training).role != "training":
-            trainers = ", ".join(workloads.names("training", self.device))
-            raise ConfigError(f"--training {self.training}: this is no trainer; there are {trainers}")
+        workloads.check(self.training, "training", self.device)
         if self.profiles:
             existing_profile(self.profiles, self.training)
         if not 1 <= self.seconds <= 3600:

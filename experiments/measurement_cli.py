@@ -16,7 +16,7 @@ from herald.experiments.options import (
     add_out,
     add_rows_of,
     add_workloads,
-    check_mps,
+    check_device,
     logs,
 )
 
@@ -120,12 +120,14 @@ def _add_faults(parser: argparse.ArgumentParser) -> None:
 def _hook_cost(arguments: argparse.Namespace) -> int:
     from herald.experiments import hook_cost
 
-    return _measure(hook_cost.KIND, hook_cost.run(), arguments)
+    with logs():
+        return _measure(hook_cost.KIND, hook_cost.run(), arguments)
 
 
 def _recorder(arguments: argparse.Namespace) -> int:
     from herald.experiments import recorder_overhead
 
+    check_device(arguments)
     with logs() as log_dir:
         measured = recorder_overhead.run(
             arguments.device,
@@ -141,6 +143,7 @@ def _prediction(arguments: argparse.Namespace) -> int:
     from herald.experiments import prediction
     from herald.experiments.crew import Pair
 
+    check_device(arguments)
     options = prediction.Options(
         device=arguments.device,
         parts=arguments.part.split(","),
@@ -176,7 +179,7 @@ def _classification(arguments: argparse.Namespace) -> int:
 def _coverage(arguments: argparse.Namespace) -> int:
     from herald.experiments import coverage
 
-    check_mps(arguments)
+    check_device(arguments)
     with logs() as log_dir:
         measured = coverage.run(
             arguments.device,
@@ -192,7 +195,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
 def _overhead(arguments: argparse.Namespace) -> int:
     from herald.experiments import overhead
 
-    check_mps(arguments)
+    check_device(arguments)
     with logs() as log_dir:
         measured = overhead.run(
             arguments.device,
@@ -209,6 +212,7 @@ def _overhead(arguments: argparse.Namespace) -> int:
 def _numerics(arguments: argparse.Namespace) -> int:
     from herald.experiments import numerics
 
+    check_device(arguments)
     with logs() as log_dir:
         measured = numerics.run(
             arguments.device, names=arguments.workload, steps=arguments.steps, seed=arguments.seed, log_dir=log_dir
@@ -219,7 +223,7 @@ def _numerics(arguments: argparse.Namespace) -> int:
 def _faults(arguments: argparse.Namespace) -> int:
     from herald.experiments import faults
 
-    check_mps(arguments)
+    check_device(arguments)
     with logs() as log_dir:
         measured = faults.run(arguments.device, mps=arguments.mps == "on", seed=arguments.seed, log_dir=log_dir)
         return _measure(faults.KIND, measured, arguments)

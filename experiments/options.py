@@ -1,15 +1,22 @@
 """The options that the experiments' commands share, and the folder for what their processes say."""
 
 import argparse
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from herald import config
+from herald.driver import NoDriverError, probe
 from herald.durations import parse_duration
 from herald.errors import ConfigError
+
+if TYPE_CHECKING:
+    from herald.experiments.crew import Pair
 
 OUT = Path("out")
 DEVICES = ("cpu", "cuda")
@@ -50,7 +57,41 @@ def add_rows_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
     add_seed(parser)
     add_out(parser)
     add_commit(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=lambda arguments: _checked(run, arguments))
+
+
+def _checked(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """``run``, if it will not fail at its end for want of a folder, or in its jobs and daemons at HERALD_CONFIG."""
+    config.find()
+    check_out(arguments.out)
+    check_least("--seed", arguments.seed, 0)
+    return run(arguments)
+
+
+def check_least(option: str, value: float, least: float) -> None:
+    """Raises ConfigError for less, and for what is not a number."""
+    if not value >= least:
+        raise ConfigError(f"{option} = {value:g}: give {least:g} or more")
+
+
+def check_share(option: str, value: float) -> None:
+    """Raises ConfigError for what is no share of the device that may be asked for."""
+    if not 0 < value < 1:
+        raise ConfigError(f"{option} = {value:g}: give a share of the device's time, above 0 and below 1")
+
+
+def check_rate(rate_hz: float | None) -> None:
+    """Raises ConfigError; None is the default."""
+    if rate_hz is not None and not 0 < rate_hz < math.inf:
+        raise ConfigError(f"--rate = {rate_hz:g}: give requests/s, above 0")
+
+
+def check_pair(pair: "Pair", device_type: str) -> None:
+    """Raises ConfigError for a workload that there is not, or not for that."""
+    from herald.experiments import workloads
+
+    workloads.check(pair.inference, "inference", device_type)
+    workloads.check(pair.training, "training", device_type)
 
 
 def add_gpu_index(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +146,15 @@ def end_s(time_limit: str | None) -> float:
     return time.monotonic() + parse_duration(time_limit, setting="--time-limit") / 1e9
 
 
+def check_out(folder: Path) -> None:
+    """Raises ConfigError where nothing can be written into the folder; it need not exist yet, and is not made."""
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not there.is_dir():
+        raise ConfigError(f"--out {folder}: {there} is not a folder; give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {folder}: {there} cannot be written; give another folder")
+
+
 def check_resume(path: Path, *, resume: bool) -> None:
     """Raises ConfigError where rows would be added that nobody asked to add to."""
     if path.exists() and not resume:
@@ -113,14 +163,32 @@ def check_resume(path: Path, *, resume: bool) -> None:
 
 @contextmanager
 def logs() -> Iterator[Path]:
-    """A folder for what processes say, for as long as they live."""
+    """A folder for what processes say, for as long as they live. However this process ends, they and it are gone."""
+    from herald.experiments import caretaker
     from herald.experiments.interruption import sigterm_interrupts
 
-    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="herald-experiment-") as folder:
+    with (
+        sigterm_interrupts(),
+        tempfile.TemporaryDirectory(prefix="herald-experiment-") as folder,
+        caretaker.watching(Path(folder)),
+    ):
         yield Path(folder)
 
 
-def check_mps(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for MPS on a CPU."""
-    if arguments.device == "cpu" and arguments.mps != "off":
-        raise ConfigError(f"--mps {arguments.mps} with --device cpu: MPS is for GPUs; leave it out")
+def check_device(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for a GPU that is not there, and for MPS on a CPU."""
+    if arguments.device == "cpu":
+        if (mps := getattr(arguments, "mps", None)) not in (None, "off"):
+            raise ConfigError(f"--mps {mps} with --device cpu: MPS is for GPUs; leave it out")
+        return
+    try:
+        probe()
+    except NoDriverError as error:
+        raise ConfigError(f"--device cuda: {error}; see `herald doctor`, or give --device cpu") from error
+    import torch
+
+    if torch.version.cuda is None:
+        raise ConfigError(
+            f"--device cuda: this torch ({torch.__version__}) is built without CUDA: install a CUDA build, or give "
+            "--device cpu"
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from herald.errors import HeraldError
+from herald.experiments import lifeline
 from herald.experiments.worker import IDLE_FLAG
 
 _LOG_TAIL_LINES = 15
@@ -68,7 +69,7 @@ class Worker:
         self._log_path = log_dir / f"{launch.name}-{os.urandom(3).hex()}.log"
         with self._log_path.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", launch.module, *([IDLE_FLAG] if launch.idle_class else [])],
+                lifeline.tied([sys.executable, "-m", launch.module, *([IDLE_FLAG] if launch.idle_class else [])]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -19,7 +19,10 @@ def read(path: Path) -> list[Row]:
     """The rows of a file, none if there is no file. A last line that was cut off while writing is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RowsError(f"rows {path}: cannot be read ({error}); give a file that an experiment wrote") from error
     return [_parse(line, path, number) for number, line in enumerate(lines[:-1], start=1) if line.strip()]
 
 
@@ -36,14 +39,17 @@ def read_all(paths: Sequence[Path]) -> list[Row]:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows and have them on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _drop_unfinished_line(file.fileno())
-        for row in rows:
-            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append rows and have them on the disk. Raises RowsError where they cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            _drop_unfinished_line(file.fileno())
+            for row in rows:
+                file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RowsError(f"rows {path}: cannot be written ({error.strerror}); give another --out") from error
 
 
 def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:

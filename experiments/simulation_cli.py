@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from herald.errors import ConfigError
 from herald.experiments.options import add_rows_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("--slo-factor", type=float, default=5.0, help="SLO / mean time alone (default: %(default)g)")
     parser.add_argument("--tick", type=float, default=500.0, metavar="MS", help="of the daemons (default: %(default)g)")
     parser.add_argument(
-        "--validate", nargs="+", type=Path, metavar="ROWS", help="instead: simulate these rows of `colocation` again"
+        "--validate", nargs="+", type=Path, metavar="ROWS", help="instead: simulate these rows of `colocation` or `frontier` again"
     )
     add_rows_of(parser, _simulate)
 
@@ -100,7 +101,10 @@ def _study(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     from herald.experiments import rows, simulation_check
 
-    measured = rows.of_kind(rows.read_all(arguments.validate), "colocation")
+    found = rows.read_all(arguments.validate)
+    measured = [row for kind in ("colocation", "frontier") for row in rows.of_kind(found, kind)]
+    if not measured:
+        raise ConfigError(f"--validate {', '.join(map(str, arguments.validate))}: no rows of `colocation` in there")
     checked = simulation_check.check(measured, seed=arguments.seed)
     path = _keep("simulation-check", [_row(run) for run in checked], arguments)
     for pair in dict.fromkeys(run.pair for run in checked):

@@ -9,7 +9,9 @@ from herald.experiments.options import (
     add_device,
     add_mps,
     add_rows_of,
-    check_mps,
+    check_device,
+    check_pair,
+    check_rate,
     logs,
 )
 
@@ -82,9 +84,12 @@ def _timeline(arguments: argparse.Namespace) -> int:
     from herald.experiments import chrome_trace, provenance, timeline, timeline_picture
     from herald.experiments.crew import Pair
 
-    check_mps(arguments)
+    check_device(arguments)
+    check_rate(arguments.rate)
+    pair = Pair.parse(arguments.pair)
+    check_pair(pair, arguments.device)
     options = timeline.Options(
-        pair=Pair.parse(arguments.pair),
+        pair=pair,
         device=arguments.device,
         mps=arguments.mps == "on",
         policy=arguments.policy,
@@ -114,7 +119,8 @@ def _timeline(arguments: argparse.Namespace) -> int:
 def _llm(arguments: argparse.Namespace) -> int:
     from herald.experiments import llm_experiment
 
-    check_mps(arguments)
+    check_device(arguments)
+    check_rate(arguments.rate)
     options = llm_experiment.Options(
         device=arguments.device,
         mps=arguments.mps == "on",

@@ -11,7 +11,12 @@ from herald.experiments.options import (
     add_gpu_index,
     add_pieces,
     add_rows_of,
+    check_device,
+    check_least,
+    check_pair,
+    check_rate,
     check_resume,
+    check_share,
     end_s,
     logs,
     use_gpu,
@@ -28,7 +33,7 @@ from herald.experiments.sweeps import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from herald.experiments.stage import Start
     from herald.experiments.sweep import Sweep
@@ -115,17 +120,24 @@ def _steps(arguments: argparse.Namespace) -> int:
     from herald.experiments import steps
     from herald.experiments.crew import Pair
 
-    low, high = _numbers("--loads", arguments.loads, least=0.0)
+    loads = _numbers("--loads", arguments.loads, least=0.0)
+    if len(loads) != 2 or not 0 < loads[0] < loads[1] < 1:
+        raise ConfigError(f"--loads = {arguments.loads!r}: give two shares above 0 and below 1, as in 0.1,0.7")
+    check_least("--phase", arguments.phase, 1)
+    check_least("--slo-factor", arguments.slo_factor, 1)
+    pair = Pair.parse(arguments.pair or (CPU_PAIR if arguments.device == "cpu" else STEPS_PAIR))
+    check_pair(pair, arguments.device)
+    _check_profiles(arguments, [pair.training])
     case = steps.Staircase(
-        pair=Pair.parse(arguments.pair or (CPU_PAIR if arguments.device == "cpu" else STEPS_PAIR)),
+        pair=pair,
         device=arguments.device,
         seed=arguments.seed,
-        low=low,
-        high=high,
+        low=loads[0],
+        high=loads[1],
         phase_s=arguments.phase,
         slo_factor=arguments.slo_factor,
         learn_s=_learn_s(arguments),
-        policy=arguments.policy,
+        policy=_family(arguments.policy),
         profiles=arguments.profiles,
     )
     return _carried_out(
@@ -134,11 +146,23 @@ def _steps(arguments: argparse.Namespace) -> int:
 
 
 def _crowd(arguments: argparse.Namespace) -> int:
-    from herald.experiments import crowd
+    from herald.experiments import crowd, workloads
+    from herald.scheduler import policies
 
+    policies.load(arguments.policy, setting="--policy")
+    check_share("--load", arguments.load)
+    check_least("--seconds", arguments.seconds, 1)
+    check_least("--slo-factor", arguments.slo_factor, 1)
+    if not 0 <= arguments.floor <= 0.9:  # as in a config
+        raise ConfigError(f"--floor = {arguments.floor:g}: give a share from 0 to 0.9")
     on_cpu = arguments.device == "cpu"
     services = arguments.services.split(",") if arguments.services else CPU_SERVICES if on_cpu else CROWD_SERVICES
     trainers = arguments.trainers.split(",") if arguments.trainers else CPU_TRAINERS if on_cpu else CROWD_TRAINERS
+    for name in services:
+        workloads.check(name, "inference", arguments.device)
+    for name in trainers:
+        workloads.check(name, "training", arguments.device)
+    _check_profiles(arguments, trainers)
     case = crowd.Crowd(
         members=crowd.members(services, trainers, arguments.floor),
         device=arguments.device,
@@ -164,12 +188,31 @@ def _carried_out(kind: str, arguments: argparse.Namespace, measure: "Callable[[L
     use_gpu(arguments)
     path = arguments.out / f"{kind}.jsonl"
     check_resume(path, resume=arguments.resume)
+    check_device(arguments)
     known = rows.read_all(arguments.known) if arguments.known else []
     log = Log.open(path, known=known, commit=arguments.commit, end_s=end_s(arguments.time_limit))
     with logs() as log_dir:
         num_rows = measure(log, lambda launch: Worker(launch, log_dir), log_dir)
     print(f"{num_rows} new rows in {path}")
     return 0
+
+
+def _check_profiles(arguments: argparse.Namespace, trainers: "Iterable[str]") -> None:
+    from herald.experiments.plan import existing_profile
+
+    for trainer in trainers if arguments.profiles else ():
+        existing_profile(arguments.profiles, trainer)
+
+
+def _family(name: str) -> str:
+    """The family of settings that a policy's name means: of "laxity", "herald-laxity". Raises ConfigError."""
+    from herald.experiments.settings import SETTINGS
+
+    families = [s.name for s in SETTINGS.values() if s.policy and not s.mps and f"{s.name}-mps" in SETTINGS]
+    for family in (name, f"herald-{name}"):
+        if family in families:
+            return family
+    raise ConfigError(f"--policy = {name!r}: allowed are {', '.join(families)}")
 
 
 def _learn_s(arguments: argparse.Namespace) -> float:
@@ -189,14 +232,17 @@ def sweep(template: Template, arguments: argparse.Namespace) -> "Sweep":
     names = arguments.settings.split(",") if arguments.settings else list(template.settings)
     names += [name for name in arguments.also.split(",") if name]
     load, rate_hz = getattr(arguments, "load", None), getattr(arguments, "rate", None)
-    if load is not None and not 0 < load < 1:
-        raise ConfigError(f"--load = {load:g}: give a share of the service's time, above 0 and below 1")
-    for option, value, least in (("--seconds", arguments.seconds, 1), ("--repeats", arguments.repeats, 1)):
-        if not value >= least:
-            raise ConfigError(f"{option} = {value:g}: give {least:g} or more")
+    if load is not None:
+        check_share("--load", load)
+    check_rate(rate_hz)
+    check_least("--seconds", arguments.seconds, 1)
+    check_least("--repeats", arguments.repeats, 1)
+    pairs = tuple(Pair.parse(text) for text in arguments.pair or ([CPU_PAIR] if on_cpu else template.pairs))
+    for pair in pairs:
+        check_pair(pair, arguments.device)
     return Sweep(
         kind=template.kind,
-        pairs=tuple(Pair.parse(text) for text in arguments.pair or ([CPU_PAIR] if on_cpu else template.pairs)),
+        pairs=pairs,
         settings=tuple(settings.choose(names, "off" if on_cpu else "both")),
         device=arguments.device,
         seconds=arguments.seconds,

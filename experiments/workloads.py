@@ -50,6 +50,16 @@ def get(name: str) -> Workload:
     return WORKLOADS[name]
 
 
+def check(name: str, role: Role, device_type: str) -> None:
+    """Raises ConfigError for what cannot play ``role`` on a device of that type."""
+    if name not in names(role, device_type):
+        what = "a service" if role == "inference" else "a trainer"
+        raise ConfigError(
+            f"workload {name!r} is not {what} for --device {device_type}: there are "
+            f"{', '.join(names(role, device_type))}"
+        )
+
+
 def names(role: Role, device_type: str) -> list[str]:
     """What can play ``role`` on a device of that type."""
     return [w.name for w in WORKLOADS.values() if w.role == role and device_type in w.devices]

@@ -20,6 +20,7 @@ from typing import Protocol
 from herald.errors import DaemonError
 
 BINARY = "nvidia-cuda-mps-control"
+_OWN_PREFIX = "mps-"
 _COMMAND_LIMIT_S = 20.0
 _START_LIMIT_S = 60.0  # the driver may have to initialise the GPU first
 _CHECK_EVERY_S = 0.1
@@ -89,10 +90,8 @@ class MpsServer:
         run: Run = run_binary,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        # /tmp, not $TMPDIR or $XDG_RUNTIME_DIR: a Unix socket's path has 107 bytes at most, and a job in
-        # another session of the same user must find it.
-        self._home = home or Path(f"/tmp/herald-{os.getuid()}")
-        self._own = self._home / f"mps-{domain}"
+        self._home = home or _home_of_user()
+        self._own = self._home / f"{_OWN_PREFIX}{domain}"
         self.pipe_dir = self._own / "pipe"
         self.log_dir = self._own / "log"
         self._run = run
@@ -209,6 +208,17 @@ class MpsServer:
             for line in path.read_text("utf-8", "replace").splitlines()
         ]
         return f" (log: {lines[-1].strip()})" if lines else ""
+
+
+def names() -> list[str]:
+    """What this user's MPS are called (their domains) that have directories, whether or not they run."""
+    return sorted(path.name.removeprefix(_OWN_PREFIX) for path in _home_of_user().glob(f"{_OWN_PREFIX}*"))
+
+
+def _home_of_user() -> Path:
+    # /tmp, not $TMPDIR or $XDG_RUNTIME_DIR: a Unix socket's path has 107 bytes at most, and a job in
+    # another session of the same user must find it.
+    return Path(f"/tmp/herald-{os.getuid()}")
 
 
 def _make_private(directory: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from herald.cli import main
+from herald.driver import NoDriverError
 from herald.experiments import (
     classification,
     cli,
@@ -19,6 +20,7 @@ from herald.experiments import (
     measurement,
     measurement_cli,
     numerics,
+    options,
     overhead,
     prediction,
     recorder_overhead,
@@ -139,6 +141,82 @@ def test_parsing_imports_no_heavy_module(monkeypatch: pytest.MonkeyPatch) -> Non
     for heavy in ("torch", "matplotlib"):
         monkeypatch.setitem(sys.modules, heavy, None)  # an import of it fails
     assert parsed("experiment", "numerics", "--device", "cuda").steps > 0
+
+
+EVERY_NEW_COMMAND = (
+    ["frontier"],
+    ["poster"],
+    ["ablation"],
+    ["steps"],
+    ["crowd"],
+    ["llm"],
+    ["timeline", "--pair", PAIR],
+    ["sm-switch"],
+    ["simulate"],
+    ["decision-cost"],
+)
+
+
+@pytest.mark.parametrize("words", EVERY_NEW_COMMAND, ids=lambda words: words[0])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_starts(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["experiment", *words, "--out", str(file / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--out {file / 'out'}: {file} is not a folder" in line
+
+
+@pytest.mark.parametrize("words", EVERY_NEW_COMMAND, ids=lambda words: words[0])
+def test_a_broken_config_is_found_before_anything_starts(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "herald.toml"
+    file.write_text("policy = ")
+    monkeypatch.setenv("HERALD_CONFIG", str(file))
+    assert main(["experiment", *words, "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"config {file}: is not valid TOML" in line
+
+
+@pytest.mark.parametrize("words", [*EVERY_NEW_COMMAND[:7], ["colocation", "--pair", PAIR]], ids=lambda words: words[0])
+def test_a_gpu_that_is_not_there_is_found_before_anything_starts(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise NoDriverError("libcuda.so.1 cannot be loaded")
+
+    monkeypatch.setattr(options, "probe", none)
+    pair = ["--pair", "transformer+vgg16"] if "--pair" in words else []
+    assert main(["experiment", words[0], *pair, "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--device cuda: libcuda.so.1 cannot be loaded; see `herald doctor`" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torch_without_cuda_is_found_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "probe", lambda: None)
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert main(["experiment", "llm", "--out", str(tmp_path)]) == 2
+    assert "is built without CUDA" in capsys.readouterr().err
+
+
+def test_rows_of_something_else_do_not_validate_a_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "frontier.jsonl"
+    rows.append(file, [{"kind": "frontier"}])
+    assert main(["experiment", "simulate", "--validate", str(file), "--out", str(tmp_path)]) == 2
+    assert "no rows of `colocation` in there" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
+    with pytest.raises(rows.RowsError, match=r"cannot be read"):
+        rows.read(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(rows.RowsError, match=r"cannot be written"):
+        rows.append(tmp_path / "file" / "x.jsonl", [{"kind": "x"}])
 
 
 # The measurements that are not colocations ----------------------------------------------------------------------------

@@ -161,3 +161,37 @@ def test_a_long_pause_is_about_no_mode(world: World) -> None:
     before = world.look().memory.evidence[GPU, CLOSED].time_ns
     world.clock.advance(10_000 * MS)
     assert world.look().memory.evidence[GPU, CLOSED].time_ns <= before
+
+
+def told(world: World, begun: int, num_looks: int) -> float:
+    """The load, after so many looks with so many new requests each."""
+    for _ in range(num_looks):
+        world.clock.advance(LOOK_NS)
+        world.table._rows[world.service].requests_begun += begun
+        snapshot = world.look()
+    return snapshot.memory.load[snapshot.services[0].key]
+
+
+def test_a_load_that_steps_is_told_at_once_and_for_good(world: World) -> None:
+    """Not only while a short window still differs from a long one: neither may the long one fall behind again."""
+    world.alone()
+    steady = told(world, 1, 600)
+    for seconds in (2, 5, 10, 20, 40):
+        assert told(world, 3, seconds * 4) == pytest.approx(3 * steady, rel=0.2)
+    assert told(world, 1, 60) == pytest.approx(steady, rel=0.25)
+
+
+def test_a_steady_load_is_told_the_same(world: World) -> None:
+    world.alone()
+    told(world, 1, 600)
+    assert len({told(world, 1, 1) for _ in range(200)}) == 1
+
+
+def test_a_time_alone_that_no_plan_asked_for_does_not_replace_one_that_a_plan_did(world: World) -> None:
+    """Else a policy that goes to a plan without a pace knows something else after it, and goes back."""
+    world.alone()
+    row = world.table._rows[world.service]
+    for quantile_ppm, alone_ns, expected_ns in ((0, 30 * MS, 30 * MS), (950_000, 21 * MS, 21 * MS), (0, 30 * MS, 21 * MS)):
+        row.quantile_ppm, row.alone_ns = quantile_ppm, alone_ns
+        world.clock.advance(LOOK_NS)
+        assert world.look().memory.alone_high_ns[key(world)] == expected_ns

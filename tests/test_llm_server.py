@@ -275,7 +275,7 @@ def test_a_request_meets_its_slo_when_both_of_its_times_do() -> None:
     [
         ({"settings": ("alone", "sharde")}, "sharde"),
         ({"settings": ("strict",)}, "--ttft"),
-        ({"training": "cpu-transformer"}, "no trainer"),
+        ({"training": "cpu-transformer"}, "not a trainer"),
         ({"seconds": 0.0}, "1 to 3600"),
         ({"repeats": 0}, "1 or more"),
     ],

@@ -54,13 +54,53 @@ def test_on_a_cpu_there_is_a_pair_and_no_mps(template: Any) -> None:
         (["--seconds", "0"], "--seconds = 0"),
         (["--settings", "alon"], "did you mean 'alone'"),
         (["--gpu-index", "99"], "--gpu-index 99"),
+        (["--pair", "nosuch+cpu-vgg", "--device", "cpu"], "'nosuch' is not a service for --device cpu"),
+        (["--pair", "transformer+cpu-vgg", "--device", "cpu"], "'transformer' is not a service for --device cpu"),
+        (["--pair", "cpu-transformer+cpu-decode", "--device", "cpu"], "'cpu-decode' is not a trainer"),
+        (["--known", "nowhere", "--device", "cpu"], "rows nowhere: no such file"),
+        (["--seed=-1"], "--seed = -1"),
     ],
 )
 def test_bad_words_are_one_clean_line(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["experiment", "frontier", *words, "--out", str(tmp_path)]) == 2
-    assert said in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["poster", "--rate", "0"], "--rate = 0"),
+        (["steps", "--loads", "0.1"], "--loads = '0.1': give two"),
+        (["steps", "--loads", "0.1,0.2,0.3"], "give two shares"),
+        (["steps", "--loads", "0.1,1"], "give two shares"),
+        (["steps", "--phase", "nan"], "--phase = nan"),
+        (["steps", "--slo-factor", "0"], "--slo-factor = 0"),
+        (["steps", "--policy", "nosuch"], "--policy = 'nosuch': allowed are herald-strict"),
+        (["steps", "--profiles", "nowhere"], "--profiles nowhere"),
+        (["crowd", "--policy", "nosuch"], "--policy = 'nosuch'"),
+        (["crowd", "--services", "cpu-vgg"], "'cpu-vgg' is not a service"),
+        (["crowd", "--trainers", "nosuch"], "'nosuch' is not a trainer"),
+        (["crowd", "--floor", "2"], "--floor = 2"),
+        (["crowd", "--load", "5"], "--load = 5"),
+        (["crowd", "--seconds", "0"], "--seconds = 0"),
+        (["crowd", "--slo-factor", "nan"], "--slo-factor = nan"),
+        (["crowd", "--profiles", "nowhere"], "--profiles nowhere"),
+        (["llm", "--rate", "0"], "--rate = 0"),
+        (["timeline", "--pair", "cpu-transformer+nosuch"], "'nosuch' is not a trainer"),
+        (["timeline", "--pair", "cpu-transformer+cpu-vgg", "--rate=-1"], "--rate = -1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_starts(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["experiment", *words, "--device", "cpu", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_are_only_added_to_on_request(
@@ -70,7 +110,8 @@ def test_rows_are_only_added_to_on_request(
     (tmp_path / "frontier.jsonl").touch()
     assert main(["experiment", "frontier", "--out", str(tmp_path)]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert main(["experiment", "frontier", "--resume", "--commit", "abc", "--out", str(tmp_path)]) == 0
+    words = ["--device", "cpu", "--resume", "--commit", "abc", "--out", str(tmp_path)]
+    assert main(["experiment", "frontier", *words]) == 0
     assert "3 new rows" in capsys.readouterr().out
 
 
@@ -84,4 +125,4 @@ def test_a_staircase_and_a_crowd_are_what_was_said(monkeypatch: pytest.MonkeyPat
     staircase, everyone = seen
     assert (str(staircase.pair), staircase.low, staircase.high, staircase.phase_s) == (CPU_PAIR, 0.2, 0.6, 5.0)
     assert ([m.name for m in everyone.trainers], everyone.trainers[0].floor) == (["cpu-vgg"], 0.3)
-    assert {staircase.policy, everyone.policy} == {"laxity"}
+    assert (staircase.policy, everyone.policy) == ("herald-laxity", "laxity")

@@ -73,22 +73,20 @@ def line(row: "Row") -> str:
 
 
 def _measure(path: Path, arguments: argparse.Namespace) -> None:
-    import tempfile
-
     from herald.experiments import provenance, rows
     from herald.experiments.calibration import collect
-    from herald.experiments.interruption import sigterm_interrupts
+    from herald.experiments.options import logs
     from herald.experiments.process import Worker
 
     options = _options(arguments)
     if options.device == "cpu":
         print("on a CPU this measures ops, for a look at them; a rule needs a GPU and MPS", flush=True)
     there = {(row["op"], row["mps"]) for row in rows.of_kind(rows.read(path), KIND)}
-    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="herald-calibrate-") as folder:
+    with logs() as folder:
         origin = provenance.of_command(arguments.commit)
         measured = collect.run(
             options,
-            start=lambda launch: Worker(launch, Path(folder)),
+            start=lambda launch: Worker(launch, folder),
             done=lambda op, mps: (op, mps) in there,
         )
         _keep(measured, path, origin)
