@@ -20,6 +20,7 @@ class Agent {
   static constexpr int64_t kBeatNs = 100'000'000;  // heartbeat and reaping: the dead hold a gate at most this long
   static constexpr int64_t kPollNs = 20'000;       // between two looks at completion words
   static constexpr int64_t kWatchNs = 50'000'000;  // on standby, likewise: a wake-up that was lost costs at most this
+  static constexpr int64_t kBacklogNs = 1'000'000;  // between two looks at what is still queued once a gate is open
   static constexpr int64_t kPromiseNs = 1'000'000'000;  // for how long closes are to wake a trainer on standby
 
   // A table this process uses, watched from the first job on and for good: a captured CUDA graph keeps its waits
@@ -124,11 +125,11 @@ class Agent {
   // does one on standby, until its gate closes.
   static void arm(Gate& gate) {
     a32& armed = gate.row().armed;
-    if (!gate.must_listen() && gate.listens() && arm_callbacks(false)) gate.set_listens(false, now_ns());
+    if (!gate.must_listen() && gate.listens() && arm_callbacks(false)) gate.set_listens(false);
     if (!gate.listens()) armed.store(gate.needed(), std::memory_order_seq_cst);
     // Asked again: someone may have come between the question and the answer, and may have seen it armed.
     if (!gate.must_listen() || gate.listens()) return;
-    gate.set_listens(true, now_ns());
+    gate.set_listens(true);
     arm_callbacks(true);
     armed.store(1, std::memory_order_seq_cst);
   }
@@ -149,6 +150,7 @@ class Agent {
       const a32* word = nullptr;
       uint32_t seen = 0;
       Gate* woken = nullptr;
+      bool listens = false;
       {
         Guard guard(mutex_);
         if (gate_ && gate_->on_standby()) {
@@ -157,11 +159,13 @@ class Agent {
           seen = word->load(std::memory_order_seq_cst);  // what comes after it ends the wait below
           const bool listened = gate_->listens();
           arm(*gate_);
-          if (!listened && gate_->listens()) woken = gate_;
+          listens = gate_->listens();
+          if (!listened && listens) woken = gate_;
         }
       }
       if (woken) woken->measure_drain();
-      const timespec nap{0, kWatchNs};
+      // Until it can rest, it is looked at whether all has run.
+      const timespec nap{0, seen == 0 && listens ? kBacklogNs : kWatchNs};
       if (word) {
         futex(word, FUTEX_WAIT, seen, &nap);
       } else {

@@ -47,6 +47,7 @@ class Gate {
   static constexpr int64_t kLongestWaitNs = 60'000'000'000;  // then the op runs: a gate never stops a job
   static constexpr int32_t kRunAheadUs = 20'000;     // host this far ahead of the GPU, in predicted time
   static constexpr uint32_t kProgressUs = 4'000;      // predicted time between two progress writes
+  static constexpr uint32_t kQuickProgressUs = 500;   // likewise, where it matters when all has run
   static constexpr int64_t kThrottleNapNs = 100'000;
   static constexpr int64_t kRateChunkNs = 1'000'000;  // predicted time between two looks at the rate
   static constexpr int64_t kMillion = 1'000'000;
@@ -84,18 +85,16 @@ class Gate {
     return false;
   }
 
-  // Whether ops must come by now: on standby they need not while the gate is open.
+  // Whether ops must come by now: on standby they need not while the gate is open, once what was issued before has run.
   bool must_listen() const {
     return needed() && (!on_standby_.load(std::memory_order_acquire) || is_closed() || is_limited() ||
-                        captures_.load(std::memory_order_acquire) > 0);
+                        captures_.load(std::memory_order_acquire) > 0 || (listens() && has_backlog()));
   }
 
   bool listens() const { return listens_.load(std::memory_order_acquire); }
 
   // Told by the agent before the hook is turned on and after it is turned off.
-  void set_listens(bool listens, int64_t now) {
-    (listens ? rested_for_ns_ : listened_for_ns_) = now - turned_ns_;
-    turned_ns_ = now;
+  void set_listens(bool listens) {
     if (listens) {
       // The first op that comes by waits, and says what was still running.
       for (Lane& lane : lanes_) lane.since_wait_ns.store(INT64_MAX / 2, std::memory_order_relaxed);
@@ -109,7 +108,8 @@ class Gate {
   // The agent's look, for standby; returns by when to look again.
   int64_t look(int64_t now) {
     const int64_t opened = is_closed() ? -1 : table_.hold(slot()).opened_ns.load(std::memory_order_relaxed);
-    const uint64_t throttled = row_.throttle_ns.load(std::memory_order_relaxed);
+    const bool still = is_throttled_.load(std::memory_order_relaxed);
+    const bool throttled = throttled_.exchange(still, std::memory_order_relaxed);
     pace_.look({now, listens(), opened, counted().total_ns(), throttled, has_backlog()});
     const bool pays = cuda_ && pace_.is_host_bound() && steps_.is_known() && !drains_.refuse(now) && uses_one_device();
     on_standby_.store(pays || forced_standby_.load(std::memory_order_relaxed), std::memory_order_release);
@@ -128,8 +128,7 @@ class Gate {
 
   // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long.
   void measure_drain() {
-    // What was issued behind the gate when it was last closed has waits in it: it drains when the gate opens again.
-    if (!cuda_ || rested_for_ns_ < kCatchUp * listened_for_ns_) return;
+    if (!cuda_) return;
     const int64_t begin = now_ns();
     const auto wait_while = [&](int64_t limit_ns, auto&& going) {
       const timespec nap{0, kDrainNapNs};
@@ -203,7 +202,6 @@ class Gate {
   static constexpr int64_t kQuickLookNs = 2'500'000;  // gates may be open for moments only
   static constexpr int64_t kDrainNapNs = 20'000;
   static constexpr int64_t kLongestDrainNs = 5'000'000;
-  static constexpr int64_t kCatchUp = 4;  // times as long as it was closed, a gate is open before all of that has run
 
   void tell_stretch(uint64_t ns) {
     if (ns > row_.longest_op_ns.load(std::memory_order_relaxed)) {
@@ -335,7 +333,7 @@ class Gate {
   bool has_backlog() const {
     for (size_t i = 0; progress_ && i < kLanes && lanes_[i].stream.load(std::memory_order_acquire) != 0; ++i) {
       const uint32_t done_us = progress_[i].load(std::memory_order_relaxed);
-      if (done_us != lanes_[i].written_us.load(std::memory_order_relaxed)) return true;
+      if (done_us != static_cast<uint32_t>(lanes_[i].written_us.load(std::memory_order_relaxed))) return true;
     }
     return false;
   }
@@ -354,7 +352,8 @@ class Gate {
     const uint64_t ahead_us = lane.enqueued_ns.load(std::memory_order_relaxed) / 1000;
     const int32_t most_us = most_ahead_us();
     // Often enough to see a shorter bound, too.
-    const auto every_us = std::min(kProgressUs, static_cast<uint32_t>(most_us) / 2);
+    const uint32_t usual_us = pace_.is_host_bound() ? kQuickProgressUs : kProgressUs;
+    const auto every_us = std::min(usual_us, static_cast<uint32_t>(most_us) / 2);
     if (ahead_us - lane.written_us.load(std::memory_order_relaxed) < every_us) return;
     const uint64_t word = progress_device_ + index * sizeof(uint32_t);
     if (cuda_->write_value(stream, word, static_cast<uint32_t>(ahead_us), 0) != 0) return;
@@ -377,9 +376,12 @@ class Gate {
     GilPause gil;
     const int64_t begin = now_ns();
     const timespec nap{0, kThrottleNapNs};
+    is_throttled_.store(true, std::memory_order_relaxed);
+    throttled_.store(true, std::memory_order_relaxed);
     while (too_far() && active_.load(std::memory_order_acquire) && now_ns() - begin < kLongestWaitNs) {
       nanosleep(&nap, nullptr);
     }
+    is_throttled_.store(false, std::memory_order_relaxed);
     if (!active_.load(std::memory_order_acquire)) return;  // the row may be another job's by now
     row_.throttle_ns.fetch_add(static_cast<uint64_t>(now_ns() - begin), std::memory_order_relaxed);
   }
@@ -424,11 +426,9 @@ class Gate {
   std::atomic<bool> on_standby_{false};
   std::atomic<bool> forced_standby_{false};
   std::atomic<uint32_t> drain_asked_{0};  // number of the drain whose end the next wait is to mark; 0: none
-  // Changed with the agent's lock held.
-  uint32_t num_drains_ = 0;
-  int64_t turned_ns_ = 0;  // when the hook was last turned on or off
-  int64_t rested_for_ns_ = 0;
-  int64_t listened_for_ns_ = 0;
+  uint32_t num_drains_ = 0;               // changed with the agent's lock held
+  std::atomic<bool> is_throttled_{false};  // the host is waiting for the GPU
+  std::atomic<bool> throttled_{false};     // it has, since the agent's last look
   Pace pace_;
   Drains drains_;
   StepWork steps_;

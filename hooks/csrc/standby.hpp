@@ -2,8 +2,9 @@
 // closes.
 //
 // To such a trainer every callback is a loss, where a GPU-bound one hides it. And it has next to nothing queued: the op
-// that comes after a close waits, and what runs until then is short. That is measured at every close; where it is not
-// so, the hook stays on. What was issued while it rested is known by the step: loops repeat themselves.
+// that comes after a close waits, and what runs until then is short. So the hook rests only once all that was issued
+// has run, and how long the rest runs on is measured at every close. What was issued at rest is known by the step:
+// loops repeat themselves.
 #pragma once
 
 #include <algorithm>
@@ -21,47 +22,55 @@ struct Work {
 };
 
 // Whether the host sets the pace. With an open gate, predicted work then takes longer than predicted, and what is
-// enqueued has mostly run by the next look. For one thread, the agent's.
+// enqueued has mostly run by the next look. Looked at by one thread, the agent's.
 class Pace {
  public:
   struct Look {
     int64_t now_ns;
-    bool counted;         // the hook was on since the last look
-    int64_t opened_ns;    // when the gate was last opened; -1: it is closed
-    uint64_t work_ns;     // counted so far
-    uint64_t throttle_ns;  // for which the host has waited for the GPU on the gate's account
-    bool backlog;         // not all that was enqueued has run
+    bool counted;       // the hook was on since the last look
+    int64_t opened_ns;  // when the gate was last opened; -1: it is closed
+    uint64_t work_ns;   // counted so far
+    bool throttled;     // the host has waited for the GPU since the last look
+    bool backlog;       // not all that was enqueued has run
   };
 
   void look(const Look& at) {
-    if (at.counted && at.opened_ns >= 0 && at.opened_ns == last_.opened_ns && at.throttle_ns == last_.throttle_ns) {
-      time_ns_ += at.now_ns - last_.now_ns;
-      work_ns_ += static_cast<int64_t>(at.work_ns - last_.work_ns);
+    if (at.counted && at.opened_ns >= 0 && at.opened_ns == last_.opened_ns) {
+      const int64_t time = at.now_ns - last_.now_ns;
+      time_ns_ += time;
+      work_ns_ += at.throttled ? time : static_cast<int64_t>(at.work_ns - last_.work_ns);
       ++looks_;
       backlogs_ += at.backlog;
     }
     last_ = at;
-    if (time_ns_ < kLongEnoughNs) return;
-    known_ = true;
-    host_bound_ = static_cast<double>(work_ns_) < kHostBound * static_cast<double>(time_ns_) && 3 * backlogs_ < looks_;
-    time_ns_ = work_ns_ = 0;
-    looks_ = backlogs_ = 0;
+    if (time_ns_ >= kLongEnoughNs) judge();
   }
 
   bool is_known() const { return known_; }
-  bool is_host_bound() const { return host_bound_; }
+  bool is_host_bound() const { return host_bound_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr int64_t kLongEnoughNs = 200'000'000;
   static constexpr double kHostBound = 0.8;
+  static constexpr double kStillHostBound = 0.9;
 
-  Look last_{0, false, -1, 0, 0, false};
+  void judge() {
+    const double share = static_cast<double>(work_ns_) / static_cast<double>(time_ns_);
+    // A host-bound trainer writes its progress more often, so that more of its backlog is seen.
+    const bool bound = is_host_bound() ? share < kStillHostBound : share < kHostBound && 3 * backlogs_ < looks_;
+    host_bound_.store(bound, std::memory_order_relaxed);
+    known_ = true;
+    time_ns_ = work_ns_ = 0;
+    looks_ = backlogs_ = 0;
+  }
+
+  Look last_{0, false, -1, 0, false, false};
   int64_t time_ns_ = 0;
   int64_t work_ns_ = 0;
   int looks_ = 0;
   int backlogs_ = 0;
   bool known_ = false;
-  bool host_bound_ = false;
+  std::atomic<bool> host_bound_{false};
 };
 
 // How long trainers' work runs on after closes: too long too often, and there is no standby for a while.
