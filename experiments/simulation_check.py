@@ -13,8 +13,8 @@ Runs under a policy are predicted in every repetition, with the pair's static se
 add is when gates close and what runs on after. SMs that a policy keeps free for good are a static setting, too.
 
 Rows of `frontier` leave out what follows from the rest: arrivals and service times are worked out again. They have no
-runs alone under MPS; those without stand in for them, so that what MPS itself costs a service counts as inflation and is
-missed behind a closed gate. Pure functions of rows.
+runs alone under MPS; those without stand in for them, so that what MPS itself costs a service counts as inflation and
+is missed behind a closed gate. Pure functions of rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -33,7 +33,11 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("--slo-factor", type=float, default=5.0, help="SLO / mean time alone (default: %(default)g)")
     parser.add_argument("--tick", type=float, default=500.0, metavar="MS", help="of the daemons (default: %(default)g)")
     parser.add_argument(
-        "--validate", nargs="+", type=Path, metavar="ROWS", help="instead: simulate these rows of `colocation` or `frontier` again"
+        "--validate",
+        nargs="+",
+        type=Path,
+        metavar="ROWS",
+        help="instead: simulate these rows of `colocation` or `frontier` again",
     )
     add_rows_of(parser, _simulate)
 

@@ -1,7 +1,9 @@
 """The control law that corrects the policy's model by what came of it: pure arithmetic, one number per service.
 
-The *leeway* of a service moves the number of requests that may be open before the gate closes, as the model has it, by
-that many rungs of the ladder `queueing.LIMITS`. It is itself moved by a weighted up-down staircase (Kaernbach 1991):
+The *leeway* of a service, in whole rungs of the ladder `queueing.LIMITS`, takes so many off the number of requests that
+may be open before the gate closes, as the model has it. Success adds no rung, since rungs may lie far apart where the
+load is high: at MOST the model may let twice as many requests be late. The leeway is itself moved by a weighted up-down
+staircase (Kaernbach 1991):
 
     a request that missed its SLO and would have met it alone:   leeway -= DOWN
     a request that met its SLO:                                  leeway += DOWN x b / (1 - b),   b = (1 - target) / 2
@@ -12,7 +14,7 @@ of misses reaches the strict plan, and the way back takes hundreds of requests.
 """
 
 DOWN = 1.0  # rungs, per miss
-MOST = 1.0  # what success alone may add to the model
+MOST = 1.0  # from here on the model is taken to be too careful
 LEAST = -10.0  # from any rung to the lowest
 
 

@@ -5,6 +5,8 @@ Everything is kept by the jobs' *names*, so that a job that comes back finds wha
     time alone     of the requests that ran with the gate closed all the while, which the jobs' agents count
     inflation      of a service in a mode: the mean time of requests that ran with the gate open all the while, over
                    that alone
+    load           arrivals, by windows of three lengths: a longer one starts anew from a shorter one where chance does
+                   not explain the two
     rates          of a trainer in a mode: what it issued = rate idle x idle time + rate beside x time beside requests,
                    by least squares over looks, held near their common mean where looks do not tell the two apart
 
@@ -15,6 +17,7 @@ nothing: what began in the one before is still under way.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from herald.job_view import JobView
 from herald.scheduler import feedback
@@ -26,6 +29,7 @@ FORGET_NS = 300_000_000_000  # a mode that was not in use for so long is tried a
 SETTLING_NS = 250_000_000
 JOINING_NS = 1_000_000_000  # what jobs do first is not what they do
 HELD = 0.01  # weight of the common mean in the least squares
+LOAD_HALF_LIVES_NS = (0.25e9, 1e9, 20e9)  # of arrivals: the shortest is for hundreds a second
 SURPRISE = 4.0  # standard deviations of a count of arrivals that are not put down to chance
 LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode in particular
 
@@ -69,21 +73,21 @@ class _Window:
 class _Rate:
     """Arrivals per time: a long window, which starts anew from a short one once chance does not explain the two.
 
-    A long window alone is late by its length after the load has gone up, a short one alone is mostly chance.
+    A long window alone is late by its length after the load has changed, a short one alone is mostly chance.
     """
 
-    short: _Window = field(default_factory=lambda: _Window(1e9))
-    long: _Window = field(default_factory=lambda: _Window(20e9))
+    windows: tuple[_Window, ...] = field(default_factory=lambda: tuple(map(_Window, LOAD_HALF_LIVES_NS)))
     per_ns: float = 0.0  # told: the same while chance explains the difference, so that plans stay
 
     def add(self, count: int, elapsed_ns: int) -> None:
-        for window in (self.short, self.long):
+        for window in self.windows:
             window.add(count, elapsed_ns)
-        expected = self.long.count / self.long.time_ns * self.short.time_ns
-        if abs(self.short.count - expected) > SURPRISE * _deviation(expected):
-            self.long.count, self.long.time_ns = self.short.count, self.short.time_ns
-        if abs(self.long.count - self.per_ns * self.long.time_ns) > _deviation(self.long.count):
-            self.per_ns = self.long.count / self.long.time_ns
+        for short, long in pairwise(self.windows):
+            expected = long.count / long.time_ns * short.time_ns
+            if abs(short.count - expected) > SURPRISE * _deviation(expected):
+                long.count, long.time_ns = short.count, short.time_ns
+        if abs(long.count - self.per_ns * long.time_ns) > _deviation(long.count):
+            self.per_ns = long.count / long.time_ns
 
 
 def _deviation(count: float) -> float:

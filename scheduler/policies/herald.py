@@ -10,7 +10,8 @@ In an open mode a service closes its gate when
 The first rule is the guarantee of each request: what is open is served alone from then on and is in time. But slack
 that one request spends is slack that those behind it lack, so the second keeps some for them: `limit` is the most with
 which a queue of such requests, played through at the present load and inflation, is in time often enough (`queueing`),
-moved by the leeway, which corrects that model by what came of it (`feedback`). Inflation and training's rates are
+moved by the leeway, which corrects that model by what came of it (`feedback`). The load is a long window of arrivals,
+which starts anew where a short one shows a change that chance does not explain; inflation and training's rates are
 learnt in each mode, of each pair of jobs (`learning`). A mode that was not tried is tried for a few requests, under the
 same two rules. Then the mode with the most training is chosen, by the same model, and kept unless another is better by
 KEPT, or by HYSTERESIS where it takes a share.
@@ -22,6 +23,7 @@ closes when a request begins), no-feedback (no leeway).
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from herald.config import did_you_mean
 from herald.errors import ConfigError
@@ -164,8 +166,7 @@ class Herald:
         return paced_plan(view.margin_ns, known.alone_ns, limit, inflation=self.inflation, quantile=self.quantile)
 
 
-@dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """A service that is known alone, as the model has it: in mean service times alone."""
 
     key: JobKey
@@ -202,8 +203,7 @@ class _Known:
         return queueing.play(self.load, inflation, self.slo, self.spread, limit)
 
 
-@dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """One device of a snapshot, and what is known of its modes."""
 
     services: tuple[Service, ...]

@@ -120,14 +120,16 @@ class _Simulation:
         """All that is due now."""
         self._num_events += 1
         now_ns = self._clock()
-        stepped = [service.step(now_ns) for service in self._services]
-        if any(stepped) and len(stepped) > 1:
+        stepped = False
+        for service in self._services:
+            stepped = service.step(now_ns) or stepped
+        if stepped and len(self._services) > 1:
             for service in self._services:
                 service.reconsider()
         ticks = now_ns >= self._next_tick_ns
         if ticks:
             self._tick(now_ns)
-        if ticks or any(stepped) or now_ns >= min(self._again_ns, self._gate.overdue_ns):
+        if ticks or stepped or now_ns >= min(self._again_ns, self._gate.overdue_ns):
             self._settle(now_ns)
 
     def _next_ns(self, now_ns: int, busy: list[Serving], running: list[Training], speeds: Rates) -> int:
@@ -135,11 +137,10 @@ class _Simulation:
         due_ns = [self._next_tick_ns, self._again_ns, self._gate.overdue_ns]
         due_ns += [service.next_arrival_ns for service in self._services]
         due_ns += [now_ns + math.ceil(s.left_ns / r) for s, r in zip(busy, speeds.services, strict=True)]
+        due_ns += [trainer.stops_ns for trainer in running]
         for trainer, rate in zip(running, speeds.trainers, strict=True):
-            due_ns.append(trainer.stops_ns)
-            left_ns = trainer.step_left_ns
-            if left_ns is not None:
-                due_ns.append(now_ns + math.ceil(left_ns / rate))
+            if trainer.switches:
+                due_ns.append(now_ns + math.ceil(trainer.step_left_ns / rate))
         return min(due_ns)
 
     def _advance(self, by_ns: int, busy: list[Serving], running: list[Training], speeds: Rates) -> None:

@@ -119,12 +119,14 @@ class Serving:
 
     def step(self, now_ns: int) -> bool:
         """Whatever is due now: requests end and begin. False if none did."""
-        before = len(self.finished), self._next
+        stepped = False
         while self._open and self._open[0].left_ns <= _DONE_NS:
             self._finish(now_ns)
+            stepped = True
         while self.next_arrival_ns <= now_ns:
             self._begin(self.next_arrival_ns)
-        return before != (len(self.finished), self._next)
+            stepped = True
+        return stepped
 
     def _await_next(self) -> None:
         is_last = self._next == len(self._arrivals_ns)

@@ -21,6 +21,7 @@ class Training:
         self.work_ns = 0.0  # device time done
         self.stops_ns = NEVER_NS  # when what passed before a close is done
         self._wanted_sms = 0  # from its next step on
+        self.switches = False  # its next step runs on other SMs
         self.running = Running(model)  # what runs while it runs
 
     def runs(self, now_ns: int) -> bool:
@@ -36,17 +37,19 @@ class Training:
         self.stops_ns = NEVER_NS
 
     @property
-    def step_left_ns(self) -> float | None:
-        """Device time to the end of a step after which it runs on other SMs; None where none is due."""
-        if self._wanted_sms == self.running.sm_count:
-            return None
+    def step_left_ns(self) -> float:
+        """Device time to the end of its step."""
         return self.model.step_ns - self.work_ns % self.model.step_ns
 
     def advance(self, by_ns: int, rate: float) -> None:
         """Time in which it ran at a rate (device time per time)."""
+        if not self.switches:
+            self.work_ns += by_ns * rate
+            return
         left_ns = self.step_left_ns
         self.work_ns += by_ns * rate
-        if left_ns is not None and by_ns * rate >= left_ns - _STEP_DONE_NS:
+        if by_ns * rate >= left_ns - _STEP_DONE_NS:
+            self.switches = False
             self.running = replace(self.running, sm_count=self._wanted_sms)
             self._view.sm_granted = self._wanted_sms
             self._view.sm_switches += 1
@@ -55,6 +58,7 @@ class Training:
         """Read the limits in force. A rate holds at once, a share of SMs from the next step on."""
         row = self._view
         self._wanted_sms = row.sm_count if row.sm_count < self.model.sm_total else 0
+        self.switches = self._wanted_sms != self.running.sm_count
         if row.rate_ppm != self.running.rate_ppm:
             self.running = replace(self.running, rate_ppm=row.rate_ppm)
 
