@@ -108,7 +108,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     found = rows.read_all(arguments.validate)
     measured = [row for kind in ("colocation", "frontier") for row in rows.of_kind(found, kind)]
     if not measured:
-        raise ConfigError(f"--validate {', '.join(map(str, arguments.validate))}: no rows of `colocation` in there")
+        files = ", ".join(map(str, arguments.validate))
+        raise ConfigError(f"--validate {files}: no rows of `colocation` or `frontier` in there")
     checked = simulation_check.check(measured, seed=arguments.seed)
     path = _keep("simulation-check", [_row(run) for run in checked], arguments)
     for pair in dict.fromkeys(run.pair for run in checked):

@@ -206,9 +206,9 @@ def test_a_torch_without_cuda_is_found_before_anything_starts(
 
 def test_rows_of_something_else_do_not_validate_a_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "frontier.jsonl"
-    rows.append(file, [{"kind": "frontier"}])
+    rows.append(file, [{"kind": "llm"}])
     assert main(["experiment", "simulate", "--validate", str(file), "--out", str(tmp_path)]) == 2
-    assert "no rows of `colocation` in there" in capsys.readouterr().err
+    assert "no rows of `colocation` or `frontier` in there" in capsys.readouterr().err
 
 
 def test_rows_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
