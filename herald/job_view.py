@@ -94,7 +94,7 @@ class JobView:
     light_ns: int
     longest_op_ns: int
     throttle_ns: int
-    armed: int  # low priority: 1 while the hook is on, 0 while it rests for want of services
+    armed: int  # low priority: 1 while a close has its effect (hook on, or on standby), 0 while no service is there
     sampled_ns: int
     covered_ns: int
     sm_total: int  # low priority: SMs of its device if it can keep to a share of them, else 0

@@ -70,7 +70,8 @@ class DeviceHold(ctypes.Structure):
         ("breathe_until_ns", _i64),
         ("forced", _u64),
         ("standby_until_ns", _i64),
-        ("_pad", ctypes.c_char * 24),
+        ("closed_ns", _i64),
+        ("_pad", ctypes.c_char * 16),
     )
 
 

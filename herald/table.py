@@ -142,7 +142,7 @@ class Table:
         return slot
 
     def wait_until_armed(self, row: int, limit_s: float) -> bool:
-        """Until the hooks of all low-priority jobs on the device of ``row`` are on; False if one is not in time.
+        """Until a close reaches all low-priority jobs on the device of ``row``; False if one is not in time.
 
         Trainers' hooks rest while nobody could close their gate. From then on what they launch waits.
         """

@@ -71,7 +71,7 @@ class Trainer:
     sm_granted: int = 0  # SMs that its ops run on now; 0: all
     weight: float = 1.0  # its share beside other trainers
     floor: float = 0.0  # the share of time that it is promised after a hold of max_hold
-    armed: bool = True  # its hook is on, so that what it issues is counted
+    armed: bool = True  # its hook is on, or on standby: what it issues is counted, by the op or by the step
     rate_ppm: int = 0  # its plan now: device time that it may issue, in millionths of time; 0: no limit
 
 

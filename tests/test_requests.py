@@ -358,6 +358,26 @@ def test_a_miss_that_training_has_no_part_in_is_told_apart(table: Table) -> None
         assert (job.stats().slo_missed, job.stats().missed_anyway) == (3, 1)
 
 
+@pytest.mark.parametrize(("closed_after_s", "anyway"), [(0.002, 1), (0.03, 0)])
+def test_what_takes_too_long_behind_the_closed_gate_takes_too_long_alone(
+    table: Table, closed_after_s: float, anyway: int
+) -> None:
+    """Training is charged with a miss only where it ran for most of the request."""
+    slo_s = 0.03
+    with herald.attach(priority="high", device="cpu") as job:
+        for _ in range(30):  # what they take alone: nothing
+            job.begin().end()
+        plan(table, job, round((slo_s - closed_after_s) * 1e9), NO_QUEUE_LIMIT)
+        request = job.begin(slo="30ms")
+        begun = time.monotonic()
+        while not is_closed(table):
+            assert time.monotonic() - begun < 30
+        while time.monotonic() - begun < closed_after_s + slo_s * (1.5 if anyway else 0.1):
+            pass
+        request.end()
+        assert (job.stats().slo_missed, job.stats().missed_anyway) == (1, anyway)
+
+
 def test_requests_that_wait_for_each_other_would_have_waited_alone(table: Table) -> None:
     """Arrived together, served one after the other: the later ones miss by the time of the earlier ones."""
     with herald.attach(priority="high", device="cpu") as job:

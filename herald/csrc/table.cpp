@@ -29,6 +29,7 @@ const Field kFields[] = {
     HERALD_FIELD(DeviceHold, closed_since_ns), HERALD_FIELD(DeviceHold, opened_ns),
     HERALD_FIELD(DeviceHold, breathe_until_ns),
     HERALD_FIELD(DeviceHold, standby_until_ns),
+    HERALD_FIELD(DeviceHold, closed_ns),
     HERALD_FIELD(DeviceHold, forced),
     HERALD_FIELD(JobRow, state), HERALD_FIELD(JobRow, generation), HERALD_FIELD(JobRow, priority),
     HERALD_FIELD(JobRow, device), HERALD_FIELD(JobRow, pid), HERALD_FIELD(JobRow, bit), HERALD_FIELD(JobRow, mps),

@@ -81,6 +81,7 @@ struct alignas(64) DeviceHold {
   i64 breathe_until_ns;  // nobody closes before this
   a64 forced;            // times the gate was forced open
   i64 standby_until_ns;  // until then some trainer's hook may rest that is to be woken by a close (set by trainers)
+  i64 closed_ns;         // when it last went from open to closed
 };
 
 struct JobRow {
@@ -283,6 +284,7 @@ class TableView {
     a32& word = gate(device, kClassHeavy);
     if (word.load(std::memory_order_relaxed) == 0) {
       hold(device).closed_since_ns.store(now - owed_ns(device, now), std::memory_order_release);
+      hold(device).closed_ns.store(now, std::memory_order_release);
     }
     const uint32_t before = word.fetch_or(1u << bit, std::memory_order_seq_cst);
     if (before == 0 && now < hold(device).standby_until_ns.load(std::memory_order_seq_cst)) {

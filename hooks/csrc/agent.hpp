@@ -19,7 +19,7 @@ class Agent {
  public:
   static constexpr int64_t kBeatNs = 100'000'000;  // heartbeat and reaping: the dead hold a gate at most this long
   static constexpr int64_t kPollNs = 20'000;       // between two looks at completion words
-  static constexpr int64_t kWatchNs = 50'000'000;  // on standby, likewise: a wake-up that was lost costs at most this
+  static constexpr int64_t kWatchNs = 50'000'000;  // between two looks of the watch at a gate that stays as it is
   static constexpr int64_t kBacklogNs = 1'000'000;  // between two looks at what is still queued once a gate is open
   static constexpr int64_t kPromiseNs = 1'000'000'000;  // for how long closes are to wake a trainer on standby
 
@@ -108,7 +108,7 @@ class Agent {
         for (const auto& job : high_) next = std::min(next, job->watch(now, &polling));
         if (gate_) {
           next = std::min(next, gate_->look(now));
-          if (gate_->on_standby()) keep_watch();
+          if (gate_->on_standby() && gate_->listens()) keep_watch();
           arm(*gate_);
         }
         if (now >= next_beat) {
@@ -137,6 +137,7 @@ class Agent {
   // A thread for the gate of a trainer on standby: looks every few ms are too late for it.
   void keep_watch() {
     if (watching_) {
+      watch_.fetch_add(1, std::memory_order_release);
       futex(&watch_, FUTEX_WAKE_PRIVATE, 1, nullptr);
       return;
     }
@@ -150,7 +151,9 @@ class Agent {
       const a32* word = nullptr;
       uint32_t seen = 0;
       Gate* woken = nullptr;
+      uint32_t drain = 0;
       bool listens = false;
+      const uint32_t asked = watch_.load(std::memory_order_acquire);
       {
         Guard guard(mutex_);
         if (gate_ && gate_->on_standby()) {
@@ -160,16 +163,19 @@ class Agent {
           const bool listened = gate_->listens();
           arm(*gate_);
           listens = gate_->listens();
-          if (!listened && listens) woken = gate_;
+          if (!listened && listens) {
+            woken = gate_;
+            drain = gate_->num_drains();
+          }
         }
       }
-      if (woken) woken->measure_drain();
+      if (woken) woken->measure_drain(drain);
       // Until it can rest, it is looked at whether all has run.
       const timespec nap{0, seen == 0 && listens ? kBacklogNs : kWatchNs};
       if (word) {
         futex(word, FUTEX_WAIT, seen, &nap);
       } else {
-        futex(&watch_, FUTEX_WAIT_PRIVATE, 0, &nap);
+        futex(&watch_, FUTEX_WAIT_PRIVATE, asked, &nap);
       }
     }
   }
@@ -202,7 +208,7 @@ class Agent {
   Gate* gate_ = nullptr;
   bool started_ = false;
   bool watching_ = false;
-  const a32 watch_{0};  // for the futex of a watch that has nothing to watch
+  a32 watch_{0};  // counts calls for the watch, for its futex while it has nothing to watch
 
   Mutex wake_mutex_;
   a32 wake_{0};  // counts wakes, for the futex

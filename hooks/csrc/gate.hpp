@@ -88,7 +88,8 @@ class Gate {
   // Whether ops must come by now: on standby they need not while the gate is open, once what was issued before has run.
   bool must_listen() const {
     return needed() && (!on_standby_.load(std::memory_order_acquire) || is_closed() || is_limited() ||
-                        captures_.load(std::memory_order_acquire) > 0 || (listens() && has_backlog()));
+                        captures_.load(std::memory_order_acquire) > 0 || (listens() && has_backlog()) ||
+                        now_ns() + kWatchedNs > watched_until_ns_.load(std::memory_order_acquire));
   }
 
   bool listens() const { return listens_.load(std::memory_order_acquire); }
@@ -99,11 +100,12 @@ class Gate {
       // The first op that comes by waits, and says what was still running.
       for (Lane& lane : lanes_) lane.since_wait_ns.store(INT64_MAX / 2, std::memory_order_relaxed);
       drain_asked_.store(++num_drains_, std::memory_order_relaxed);
-    } else {
-      rested_.store(true, std::memory_order_relaxed);
     }
-    listens_.store(listens, std::memory_order_release);
+    listens_.store(listens, std::memory_order_seq_cst);
+    if (!listens) rested_.store(true, std::memory_order_seq_cst);  // last: a step that ends now has rested
   }
+
+  uint32_t num_drains() const { return num_drains_; }  // with the agent's lock held
 
   // The agent's look, for standby; returns by when to look again.
   int64_t look(int64_t now) {
@@ -111,7 +113,8 @@ class Gate {
     const bool still = is_throttled_.load(std::memory_order_relaxed);
     const bool throttled = throttled_.exchange(still, std::memory_order_relaxed);
     pace_.look({now, listens(), opened, counted().total_ns(), throttled, has_backlog()});
-    const bool pays = cuda_ && pace_.is_host_bound() && steps_.is_known() && !drains_.refuse(now) && uses_one_device();
+    const bool pays = cuda_ && pace_.is_host_bound() && steps_.is_regular(now) && !drains_.refuse(now) &&
+                      !is_limited() && uses_one_device();
     on_standby_.store(pays || forced_standby_.load(std::memory_order_relaxed), std::memory_order_release);
     return now + (pace_.is_known() || !listens() ? kLookNs : kQuickLookNs);
   }
@@ -121,36 +124,38 @@ class Gate {
 
   // What a close changes, and the promise to whoever closes that it is being watched.
   const a32& word() const { return table_.gate(slot(), kClassHeavy); }
-  void watch_until(int64_t until_ns) const {
+  void watch_until(int64_t until_ns) {
     i64& promised = table_.hold(slot()).standby_until_ns;
     if (promised.load(std::memory_order_relaxed) < until_ns) promised.store(until_ns, std::memory_order_seq_cst);
+    watched_until_ns_.store(until_ns, std::memory_order_release);
   }
 
-  // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long.
-  void measure_drain() {
+  // After a close that has just turned the hook on: waits until what was queued before has run, and keeps how long that
+  // took from the close. `number`: of this drain. Where the first op comes by late and finds the stream empty, nobody
+  // can say; the first stream to come by speaks for all.
+  void measure_drain(uint32_t number) {
     if (!cuda_) return;
-    const int64_t begin = now_ns();
-    const auto wait_while = [&](int64_t limit_ns, auto&& going) {
-      const timespec nap{0, kDrainNapNs};
-      while (going() && is_closed() && now_ns() - begin < limit_ns) nanosleep(&nap, nullptr);
-      return !going();
-    };
-    // Where no op comes by soon, the host is busy with something else, and nobody can say when the stream was done.
-    const uint32_t number = num_drains_;
-    const auto not_asked = [&] { return drain_asked_.load(std::memory_order_relaxed) == number; };
-    if (!wait_while(Drains::kMostNs, not_asked)) return;
-    const auto not_drained = [&] { return progress_[kLanes].load(std::memory_order_acquire) != number; };
-    const bool drained = wait_while(kLongestDrainNs, not_drained);
-    const int64_t now = now_ns();
-    if (!drained && now - begin <= Drains::kMostNs) return;  // the gate opened too soon to tell
-    drains_.add(now - begin, now);
-    tell_stretch(static_cast<uint64_t>(std::min(now - begin, Drains::kMostNs)));
+    const int64_t closed = table_.hold(slot()).closed_ns.load(std::memory_order_acquire);
+    const auto is_drained = [&] { return progress_[kLanes].load(std::memory_order_acquire) == number; };
+    const timespec nap{0, kDrainNapNs};
+    int64_t now = now_ns();
+    while (!is_drained() && is_closed() && is_active() && now - closed < kLongestDrainNs) {
+      nanosleep(&nap, nullptr);
+      now = now_ns();
+    }
+    if (!is_active() || drain_asked_.load(std::memory_order_acquire) == number) return;  // no op came by
+    const int64_t asked = drain_asked_ns_.load(std::memory_order_relaxed);
+    const bool was_empty = is_drained() && now - asked < kEmptyNs;
+    if (was_empty && asked - closed > Drains::kMostNs) return;
+    if (!is_drained() && now - closed <= Drains::kMostNs) return;  // the gate opened too soon to tell
+    drains_.add(was_empty ? 0 : now - closed, now);
+    if (!was_empty) tell_stretch(static_cast<uint64_t>(now - closed));
   }
 
   // An optimizer's step is over, on the thread that took it.
   void end_step() {
     const bool counted = !rested_.exchange(!listens(), std::memory_order_relaxed);
-    const Work lacks = steps_.end(this->counted(), counted);
+    const Work lacks = steps_.end(now_ns(), this->counted(), counted);
     row_.gated_ns.fetch_add(lacks.gated_ns, std::memory_order_relaxed);
     row_.light_ns.fetch_add(lacks.light_ns, std::memory_order_relaxed);
     row_.train_steps.fetch_add(1, std::memory_order_relaxed);
@@ -200,7 +205,9 @@ class Gate {
   static constexpr uint32_t kLanes = 64;
   static constexpr int64_t kLookNs = 10'000'000;
   static constexpr int64_t kQuickLookNs = 2'500'000;  // gates may be open for moments only
+  static constexpr int64_t kWatchedNs = 500'000'000;  // of its promise, the watch must have left
   static constexpr int64_t kDrainNapNs = 20'000;
+  static constexpr int64_t kEmptyNs = 150'000;  // a stream that writes a word within this was empty
   static constexpr int64_t kLongestDrainNs = 5'000'000;
 
   void tell_stretch(uint64_t ns) {
@@ -299,7 +306,9 @@ class Gate {
     const auto index = static_cast<uint64_t>(&lane - lanes_.data());
     // This op comes after the wait.
     const uint64_t passed_ns = counted().total_ns() - static_cast<uint64_t>(counted_ns);
-    if (const uint32_t drain = drain_asked_.exchange(0, std::memory_order_relaxed)) {
+    if (const uint32_t drain = drain_asked_.load(std::memory_order_relaxed)) {
+      drain_asked_ns_.store(now_ns(), std::memory_order_relaxed);
+      drain_asked_.store(0, std::memory_order_release);
       cuda_->write_value(stream, progress_device_ + kLanes * sizeof(uint32_t), drain, 0);
     }
     coverage_.before_wait(*cuda_, stream, passed_ns, progress_[index]);
@@ -329,6 +338,7 @@ class Gate {
   // The slot of the device that its ops run on; of several devices, of any.
   uint32_t slot() const { return cuda_ ? slots_[lanes_[0].device.load(std::memory_order_relaxed)] : slots_[0]; }
   bool is_closed() const { return word().load(std::memory_order_acquire) != 0; }
+  bool is_active() const { return active_.load(std::memory_order_acquire); }
 
   bool has_backlog() const {
     for (size_t i = 0; progress_ && i < kLanes && lanes_[i].stream.load(std::memory_order_acquire) != 0; ++i) {
@@ -338,8 +348,12 @@ class Gate {
     return false;
   }
 
+  // And nobody could close the gate of another one.
   bool uses_one_device() const {
     const uint32_t device = lanes_[0].device.load(std::memory_order_relaxed);
+    for (uint32_t i = 0; i < kMostCudaDevices; ++i) {
+      if (i != device && words_device_[i] && table_.attached(slots_[i]).load(std::memory_order_relaxed)) return false;
+    }
     return lanes_[0].stream.load(std::memory_order_acquire) != 0 &&
            std::all_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) {
              return lane.stream.load(std::memory_order_acquire) == 0 ||
@@ -426,7 +440,9 @@ class Gate {
   std::atomic<bool> on_standby_{false};
   std::atomic<bool> forced_standby_{false};
   std::atomic<uint32_t> drain_asked_{0};  // number of the drain whose end the next wait is to mark; 0: none
-  uint32_t num_drains_ = 0;               // changed with the agent's lock held
+  std::atomic<int64_t> drain_asked_ns_{0};  // when it was marked
+  uint32_t num_drains_ = 0;                 // changed with the agent's lock held
+  std::atomic<int64_t> watched_until_ns_{0};
   std::atomic<bool> is_throttled_{false};  // the host is waiting for the GPU
   std::atomic<bool> throttled_{false};     // it has, since the agent's last look
   Pace pace_;

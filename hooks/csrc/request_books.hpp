@@ -102,7 +102,7 @@ class Books {
     const bool solo = gate.undisturbed_since_ns <= start;
     progress_.finish(slot, start, now, gate.undisturbed_since_ns);
     progress_.publish_alone(engine);
-    const int64_t alone = solo ? service : progress_.median_alone_ns(kind);
+    const int64_t alone = solo ? service : alone_ns(kind, now - std::max(start, gate.undisturbed_since_ns));
     lost_.add(service, alone);
     queue.done_ns = last_done_ns_ = now;
     if (kind == kDecode) last_decode_ns_ = now;
@@ -138,6 +138,8 @@ class Books {
   int64_t last_decode_ns() const { return last_decode_ns_; }  // likewise, a decode step
 
  private:
+  static constexpr int64_t kDrainNs = 10'000'000;
+
   struct Queue {
     uint64_t queue = 0;
     int64_t done_ns = 0;  // when it last finished work: the next began there, though it may have been begun before
@@ -151,6 +153,14 @@ class Books {
       if (q.done_ns < oldest->done_ns) oldest = &q;
     }
     return *oldest = {queue, 0, {}};
+  }
+
+  // What work that ran beside training for a part would have taken alone: as long as most, or where it ran behind the
+  // closed gate for longer than that at its end (a host that stalls), so long at least, less what training had queued.
+  // -1: not known.
+  int64_t alone_ns(WorkKind kind, int64_t closed_for_ns) const {
+    const int64_t median = progress_.median_alone_ns(kind);
+    return median < 0 ? -1 : std::max(median, closed_for_ns - kDrainNs);
   }
 
   // Whether a request that is work itself would have missed alone: by its latency, since which part of it was lost

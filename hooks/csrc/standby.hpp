@@ -27,7 +27,7 @@ class Pace {
  public:
   struct Look {
     int64_t now_ns;
-    bool counted;       // the hook was on since the last look
+    bool counted;       // the hook is on
     int64_t opened_ns;  // when the gate was last opened; -1: it is closed
     uint64_t work_ns;   // counted so far
     bool throttled;     // the host has waited for the GPU since the last look
@@ -35,7 +35,7 @@ class Pace {
   };
 
   void look(const Look& at) {
-    if (at.counted && at.opened_ns >= 0 && at.opened_ns == last_.opened_ns) {
+    if (at.counted && last_.counted && at.opened_ns >= 0 && at.opened_ns == last_.opened_ns) {
       const int64_t time = at.now_ns - last_.now_ns;
       time_ns_ += time;
       work_ns_ += at.throttled ? time : static_cast<int64_t>(at.work_ns - last_.work_ns);
@@ -98,17 +98,22 @@ class Drains {
   std::atomic<int64_t> refused_until_ns_{0};
 };
 
-// The work of a training step, for steps that nobody counted. For the thread that steps.
+// The work of a training step, for steps that nobody counted. For the thread that steps; others ask `is_regular`.
 class StepWork {
  public:
   // A step is over; `total`: all that was counted until now. Returns what the step's count lacks of a usual step;
   // nothing of one that was `counted` all through, from which the usual one is learnt.
-  Work end(const Work& total, bool counted) {
+  Work end(int64_t now, const Work& total, bool counted) {
     const Work seen{total.gated_ns - total_.gated_ns, total.light_ns - total_.light_ns};
+    const int64_t took_ns = now - ended_ns_.exchange(now, std::memory_order_relaxed);
     total_ = total;
     if (counted) {
-      usual_.gated_ns = learn(usual_.gated_ns, seen.gated_ns);
-      usual_.light_ns = learn(usual_.light_ns, seen.light_ns);
+      const auto weight = static_cast<int64_t>(std::min(known_.load(std::memory_order_relaxed) + 1, kFewest));
+      learn(usual_.gated_ns, seen.gated_ns, weight);
+      learn(usual_.light_ns, seen.light_ns, weight);
+      const int64_t usual_ns = took_ns_.load(std::memory_order_relaxed);
+      took_ns_.store(usual_ns + (took_ns - usual_ns) / weight, std::memory_order_relaxed);
+      work_ns_.store(static_cast<int64_t>(usual_.total_ns()), std::memory_order_relaxed);
       known_.store(known_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
       return {};
     }
@@ -119,20 +124,32 @@ class StepWork {
     return lacks;
   }
 
-  bool is_known() const { return known_.load(std::memory_order_relaxed) >= kFewest; }
+  // Whether steps come that are short: what is credited by the step is then never far behind, and what a host that
+  // waits for its step has queued is little.
+  bool is_regular(int64_t now) const {
+    return known_.load(std::memory_order_relaxed) >= kFewest &&
+           took_ns_.load(std::memory_order_relaxed) <= kLongestStepNs &&
+           work_ns_.load(std::memory_order_relaxed) <= kMostWorkNs &&
+           now - ended_ns_.load(std::memory_order_relaxed) <= kSilentNs;
+  }
 
  private:
   static constexpr uint32_t kFewest = 8;
+  static constexpr int64_t kLongestStepNs = 25'000'000;  // half of the time between two looks of the daemon
+  static constexpr int64_t kMostWorkNs = 4'000'000;
+  static constexpr int64_t kSilentNs = 100'000'000;
 
-  uint64_t learn(uint64_t usual, uint64_t seen) const {
-    const auto weight = static_cast<int64_t>(std::min(known_.load(std::memory_order_relaxed) + 1, kFewest));
-    return static_cast<uint64_t>(static_cast<int64_t>(usual) +
-                                 (static_cast<int64_t>(seen) - static_cast<int64_t>(usual)) / weight);
+  static void learn(uint64_t& usual, uint64_t seen, int64_t weight) {
+    const auto before = static_cast<int64_t>(usual);
+    usual = static_cast<uint64_t>(before + (static_cast<int64_t>(seen) - before) / weight);
   }
 
   Work total_;
   Work usual_;
   std::atomic<uint32_t> known_{0};  // steps that it was learnt from
+  std::atomic<int64_t> took_ns_{0};
+  std::atomic<int64_t> work_ns_{0};
+  std::atomic<int64_t> ended_ns_{0};
 };
 
 }  // namespace herald

@@ -82,7 +82,6 @@ def test_a_launch_bound_trainer_goes_on_standby_and_waits_for_a_close_all_the_sa
             native.table().herald_gate_open(table.address, slot, 0)
             done.synchronize()
             assert rests(job, loop.step)
-        assert job.stats().longest_op_ns <= 1_000_000
         before = job.stats()
         for _ in range(10):
             loop.step()
