@@ -14,6 +14,7 @@ from herald import config
 from herald.driver import NoDriverError, probe
 from herald.durations import parse_duration
 from herald.errors import ConfigError
+from herald.settings import Settings
 
 if TYPE_CHECKING:
     from herald.experiments.crew import Pair
@@ -61,8 +62,10 @@ def add_rows_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
 
 
 def _checked(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """``run``, if it will not fail at its end for want of a folder, or in its jobs and daemons at HERALD_CONFIG."""
+    """``run``, if it will not fail at its end for want of a folder, or in its jobs and daemons at the environment."""
     config.find()
+    if Settings.from_env().disabled:
+        raise ConfigError("HERALD_DISABLE = '1': every job would run without Herald, under its name; unset it")
     check_out(arguments.out)
     check_least("--seed", arguments.seed, 0)
     return run(arguments)

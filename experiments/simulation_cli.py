@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from herald.experiments.rows import Row
     from herald.experiments.simulation_check import Checked
 
-_POLICIES = "strict,laxity,free,timeslice,reserve:66,tgs,orion"
+_POLICIES = "strict,laxity,free,timeslice,reserve:66,tgs,orion,herald"
 _WIDTH = 80
 
 

@@ -180,6 +180,14 @@ def test_a_broken_config_is_found_before_anything_starts(
     assert f"config {file}: is not valid TOML" in line
 
 
+def test_an_experiment_without_herald_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERALD_DISABLE", "1")
+    assert main(["experiment", "frontier", "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
+    assert "HERALD_DISABLE = '1'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [*EVERY_NEW_COMMAND[:7], ["colocation", "--pair", PAIR]], ids=lambda words: words[0])
 def test_a_gpu_that_is_not_there_is_found_before_anything_starts(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
