@@ -118,6 +118,7 @@ class Outcome:
         worker = self.facts["inference"]
         software = {key: worker[key] for key in ("python", "torch", "cuda")}
         return {
+            "provenance": {"date": provenance.now(), **provenance.of_command()},
             "machine": {**provenance.machine(), **software},
             "slo_ms": self.slo_ms,
             "rows": [self._row(name) for name in self.tallies],

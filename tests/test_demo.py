@@ -43,7 +43,8 @@ def test_the_demo_measures_three_settings_and_leaves_nothing(tmp_path: Path) -> 
         stderr=Console(file=io.StringIO()),
     )
     document = json.loads(file.read_text())
-    assert list(document) == ["machine", "slo_ms", "rows"]
+    assert list(document) == ["provenance", "machine", "slo_ms", "rows"]
+    assert {"date", "commit", "dirty"} <= document["provenance"].keys()
     assert document["machine"]["torch"]
     assert document["slo_ms"] > 0
     assert [row["setting"] for row in document["rows"]] == ["alone", "shared", "herald"]

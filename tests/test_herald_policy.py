@@ -70,7 +70,7 @@ def memory(found: dict[Mode, Evidence], mode: Mode = CLOSED, **fields: object) -
     return replace(base, **fields)  # type: ignore[arg-type]
 
 
-def decide(policy: Herald, remembered: Memory, **fields: object) -> Decision:
+def decide(policy: policies.Policy, remembered: Memory, **fields: object) -> Decision:
     return policy.decide(Snapshot((service(**fields),), (trainer(),), remembered), 0)
 
 
@@ -168,9 +168,9 @@ def test_shares_need_mps_and_trainers_that_can_be_kept_to_them() -> None:
 
 
 def test_ablations_leave_out_what_they_name() -> None:
-    assert decide(policies.load("herald:no-space"), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: OPEN}  # type: ignore[arg-type]
-    assert decide(policies.load("herald:no-time"), memory(ALL_TRIED)).plans == {SERVICE: NEVER}  # type: ignore[arg-type]
-    assert decide(policies.load("herald:no-laxity"), memory(ALL_TRIED)).plans == {SERVICE: STRICT_PLAN}  # type: ignore[arg-type]
+    assert decide(policies.load("herald:no-space"), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: OPEN}
+    assert decide(policies.load("herald:no-time"), memory(ALL_TRIED)).plans == {SERVICE: NEVER}
+    assert decide(policies.load("herald:no-laxity"), memory(ALL_TRIED)).plans == {SERVICE: STRICT_PLAN}
     with pytest.raises(ConfigError, match="no-spice.*did you mean 'no-space'"):
         policies.load("herald:no-spice")
 

@@ -1,0 +1,140 @@
+"""The forwards of an attached model: which are requests, which are steps of one, and what detaching leaves."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+
+import herald
+from herald.hooks.service import HighJob
+from herald.table import Table
+from tests.gates import is_closed
+
+
+@pytest.fixture
+def table(domain: str) -> Table:
+    return Table.open(domain)
+
+
+def test_each_outermost_forward_is_one_request(table: Table) -> None:
+    inner = torch.nn.Linear(4, 4)
+    model = torch.nn.Sequential(inner, torch.nn.ReLU(), inner)
+    with herald.attach(model, priority="high") as job:
+        model(torch.randn(2, 4))
+        model.forward(torch.randn(2, 4))
+        assert job.stats().requests_done == 2
+        with pytest.raises(RuntimeError):
+            model(torch.randn(2, 5))
+        assert job.stats().requests_done == 3
+        assert not is_closed(table)
+
+
+def test_forwards_inside_an_explicit_request_are_part_of_it(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high") as job:
+        with job.request():
+            for _ in range(5):
+                model(torch.randn(2, 4))
+        assert job.stats().requests_done == 1
+
+
+def test_a_model_that_calls_itself_is_one_request(table: Table) -> None:
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor, again: bool = True) -> torch.Tensor:
+            return self(x, again=False) if again else x
+
+    model = Twice()
+    with herald.attach(model, priority="high", device="cpu") as job:
+        model(torch.randn(2))
+        assert job.stats().requests_done == 1
+
+
+def test_a_model_is_attached_once(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high"):
+        with pytest.raises(herald.AttachError, match="attached already"):
+            herald.attach(model, priority="high")
+        assert len(table.jobs()) == 1
+    assert "forward" not in model.__dict__
+
+
+def test_a_forward_that_cannot_be_replaced_is_an_error_that_leaves_nothing(table: Table) -> None:
+    class Fixed(torch.nn.Module):
+        forward = property(lambda self: lambda x: x)  # type: ignore[assignment]
+
+    with pytest.raises(herald.AttachError, match="Fixed cannot be wrapped"):
+        herald.attach(Fixed(), priority="high", device="cpu")
+    assert table.jobs() == []
+
+
+def test_a_model_without_checkpoints_to_make_is_left_as_it_was(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: HighJob, model: torch.nn.Module) -> None:
+        raise ZeroDivisionError
+
+    model = torch.nn.Linear(4, 4)
+    monkeypatch.setattr(HighJob, "_make_checkpoints", fail)
+    with pytest.raises(herald.AttachError):
+        herald.attach(model, priority="high")
+    assert "forward" not in model.__dict__
+    assert table.jobs() == []
+
+
+def test_an_attached_forward_keeps_its_signature(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    before = inspect.signature(model.forward)
+    with herald.attach(model, priority="high"):
+        assert inspect.signature(model.forward) == before
+
+
+def test_detach_leaves_the_model_as_it_was(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    before = dict(model.__dict__)
+    job = herald.attach(model, priority="high")
+    assert "forward" in model.__dict__
+    job.detach()
+    assert dict(model.__dict__) == before
+    job.detach()
+    model(torch.randn(2, 4))
+    assert job.stats().requests_done == 0
+
+
+def test_detach_keeps_what_someone_else_wrapped_around_the_model(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    job = herald.attach(model, priority="high")
+    ours = model.forward
+    model.forward = lambda x: ours(x) + 1
+    theirs = model.forward
+    job.detach()
+    assert model.forward is theirs
+    x = torch.zeros(1, 4)
+    assert torch.equal(model(x), torch.nn.functional.linear(x, model.weight, model.bias) + 1)
+
+
+def test_copies_and_pickles_of_an_attached_model_are_ordinary_models(table: Table) -> None:
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high") as job:
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            with torch.no_grad():
+                other.weight.zero_()
+                other.bias.fill_(1)
+            assert torch.equal(other(torch.randn(2, 4)), torch.ones(2, 4))
+        assert job.stats().requests_begun == 0
+
+
+@pytest.mark.parametrize("compile_first", [True, False])
+def test_a_compiled_model_makes_requests_whichever_came_first(table: Table, compile_first: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    x = torch.randn(2, 4)
+    expected = model(x)
+    if compile_first:
+        compiled = torch.compile(model, backend="eager")
+        job = herald.attach(compiled, priority="high")
+    else:
+        job = herald.attach(model, priority="high")
+        compiled = torch.compile(model, backend="eager")
+    with job:
+        for _ in range(3):
+            assert torch.equal(compiled(x), expected)
+        assert job.stats().requests_done == 3
