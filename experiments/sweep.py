@@ -18,12 +18,13 @@ from herald.experiments.crew import Pair
 from herald.experiments.plan import existing_profile, rotated
 from herald.experiments.rows import Row
 from herald.experiments.settings import MPS_CHOICES, Setting
+from herald.experiments.typical import typical
 from herald.scheduler import queueing
 from herald.scheduler.mps_choice import mps_pays
 
 REFERENCE = "alone"  # the setting whose p99 makes the SLOs
 CONTROLLER = "herald"  # the family of which one MPS state is chosen per pair
-LEARN_SEED = 1_000_000  # added to the seed: arrivals that no measured run has
+LEARN_SEED = 1_000_000_000  # added to the seed: arrivals that no measured run has
 SERVICE_TIME_KIND = "service-time"
 SLO_KIND = "slo-reference"
 LEARNING_KIND = "learning"
@@ -55,12 +56,12 @@ class Sweep:
         assert self.load is not None, "a sweep has a load or a rate"
         return round(self.load / service_s, 4)
 
-    def arrivals(self, rate_hz: float, repetition: int) -> Poisson:
-        """The arrivals of a repetition: the same in all settings."""
-        return Poisson(rate_hz, seed=self.seed + repetition)
+    def arrivals(self, rate_hz: float, service_s: float, repetition: int) -> Poisson:
+        """The arrivals of a repetition, for a service that takes ``service_s`` alone: the same in all settings."""
+        return typical(rate_hz, service_s, self.seconds, self.seed + repetition)
 
     def learning_arrivals(self, rate_hz: float) -> Poisson:
-        """The same process with another seed."""
+        """The same process with a seed that no repetition has."""
         return Poisson(rate_hz, seed=self.seed + LEARN_SEED)
 
     def profile_of(self, pair: Pair) -> str | None:

@@ -139,7 +139,7 @@ class SweepRunner:
                 arrivals = self.experiment.learning_arrivals(rate_hz)
                 factor = sweep.middle(self.experiment.slo_factors)
                 self._run(run, stage, arrivals, self.experiment.learn_s, factor, kind=sweep.LEARNING_KIND)
-            arrivals = self.experiment.arrivals(rate_hz, run.key.repetition)
+            arrivals = self.experiment.arrivals(rate_hz, service["mean_s"], run.key.repetition)
             self._run(run, stage, arrivals, self.experiment.seconds, run.key.slo_factor, kind=self.experiment.kind)
         except (WorkerError, DaemonFailed) as error:
             self.failures.append(f"{run.pair} {run.setting.name} #{run.key.repetition}: {error}")
