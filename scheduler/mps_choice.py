@@ -7,6 +7,7 @@ anyway; under MPS as far as the SLO lets requests run beside training, at a gues
 """
 
 from herald.scheduler import queueing
+from herald.scheduler.queueing import Queue
 
 GUESSED_INFLATION = 2.0
 GUESSED_RATE = 0.75  # of training beside requests
@@ -20,10 +21,10 @@ def mps_pays(*, slo: float, slowdown: float, load: float, target: float = 0.99) 
     if slowdown * load >= 1:
         return False
     slo_under = slo / slowdown
-    without = queueing.play(load, 1.0, slo, 1.0, 0)
-    alone_under = queueing.play(load * slowdown, 1.0, slo_under, 1.0, 0)
+    without = queueing.play(Queue(load, 1.0, slo), 0)
+    alone_under = queueing.play(Queue(load * slowdown, 1.0, slo_under), 0)
     if alone_under.late > max(1 - target, without.late + queueing.UNAVOIDED):
         return False
-    rung = queueing.best_rung(load * slowdown, GUESSED_INFLATION, slo_under, 1.0, target)
-    under = queueing.play(load * slowdown, GUESSED_INFLATION, slo_under, 1.0, queueing.LIMITS[rung])
+    beside = Queue(load * slowdown, GUESSED_INFLATION, slo_under)
+    under = queueing.play(beside, queueing.LIMITS[queueing.best_rung(beside, target)])
     return under.idle + GUESSED_RATE * under.beside >= TIE * without.idle

@@ -33,55 +33,67 @@ class Play(NamedTuple):
     beside: float
 
 
-def best_rung(load: float, inflation: float, slo: float, spread: float, target: float) -> int:
+class Queue(NamedTuple):
+    """One service beside training, in mean service times alone."""
+
+    load: float  # arrival rate x mean service time
+    inflation: float  # of service times while the gate is open
+    slo: float
+    margin: float = 0.0  # slack at which the gate closes: what still runs then
+    spread: float = 1.0  # a long service time
+
+
+def best_rung(queue: Queue, target: float) -> int:
     """How many requests may be open before the gate closes: the index in LIMITS of the most that is good enough.
 
-    ``slo``: less what still runs once the gate closes. ``spread``: a long service time, in means. Good enough:
-    a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot be held with
-    a gate that closes at once gets that.
+    Good enough: a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot
+    be held with a gate that closes at once gets that.
     """
-    return _best_rung(*_on_grid(load, inflation, slo, spread), target)
+    return _best_rung(_on_grid(queue), target)
 
 
-def play(load: float, inflation: float, slo: float, spread: float, limit: int) -> Play:
+def play(queue: Queue, limit: int) -> Play:
     """What comes of a limit."""
-    return _play(*_on_grid(load, inflation, slo, spread), limit)
+    return _play(_on_grid(queue), limit)
 
 
 @lru_cache(1024)
-def _on_grid(load: float, inflation: float, slo: float, spread: float) -> tuple[float, float, float, float]:
-    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, spread to 0.25."""
-    return (
-        min(MOST_LOAD, round(load * 20) / 20),
-        1.06 ** round(math.log(max(1.0, inflation), 1.06)),
-        1.03 ** round(math.log(max(0.1, slo), 1.03)),
-        max(1.0, round(spread * 4) / 4),
+def _on_grid(queue: Queue) -> Queue:
+    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, margin to 0.1, spread to 0.25."""
+    return Queue(
+        load=min(MOST_LOAD, round(queue.load * 20) / 20),
+        inflation=1.06 ** round(math.log(max(1.0, queue.inflation), 1.06)),
+        slo=1.03 ** round(math.log(max(0.1, queue.slo), 1.03)),
+        margin=round(queue.margin * 10) / 10,
+        spread=max(1.0, round(queue.spread * 4) / 4),
     )
 
 
 @cache
-def _best_rung(load: float, inflation: float, slo: float, spread: float, target: float) -> int:
-    allowed = max(SAFETY * (1 - target), min(1 - target, _play(load, inflation, slo, spread, 0).late + UNAVOIDED))
+def _best_rung(queue: Queue, target: float) -> int:
+    allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
     limits = LIMITS[1:]  # longer and longer queues, more and more late
-    return bisect_right(limits, allowed, key=lambda limit: _play(load, inflation, slo, spread, limit).late)
+    return bisect_right(limits, allowed, key=lambda limit: _play(queue, limit).late)
 
 
 @cache
 def alone_p99(load: float) -> float:
     """The latency alone that 99 % of requests do not exceed."""
     latency = 1.0
-    while play(load, 1.0, latency, 1.0, 0).late > 0.01:
+    while play(Queue(load, 1.0, latency), 0).late > 0.01:
         latency *= 1.03
     return latency
 
 
 @cache
-def _play(load: float, inflation: float, slo: float, spread: float, limit: int) -> Play:
-    works, arrivals = _works(spread), _arrivals(load)
+def _play(queue: Queue, limit: int) -> Play:
+    works, arrivals = _works(queue.spread), _arrivals(queue.load)
+    inflation, slo = queue.inflation, queue.slo
+    closes_at = slo - queue.margin
     most_open = math.inf if limit == FREE else limit
     loss = 1 - 1 / inflation  # of time while the gate is open
     now = idle = beside = 0.0
-    lost = 0.0  # time that was not worked, so that slack = arrival + SLO - work up to and with its own - lost
+    lost = 0.0  # time that was not worked, so that slack = arrival + SLO - margin - work up to its own's end - lost
     first = late = 0
     left = works[0]  # of the first in the queue
     work = 0.0  # of all that have come
@@ -120,7 +132,7 @@ def _play(load: float, inflation: float, slo: float, spread: float, limit: int) 
             now = coming
         work += works[taken]
         if limit != FREE:
-            slack = coming + slo - work
+            slack = coming + closes_at - work
             while tight and tight[-1][0] >= slack:
                 tight.pop()
             tight.append((slack, taken))

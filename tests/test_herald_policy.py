@@ -19,6 +19,7 @@ from herald.scheduler.policies.herald import (
     Herald,
 )
 from herald.scheduler.prediction import infeasible
+from herald.scheduler.queueing import Queue
 from herald.scheduler.snapshot import (
     CLOSED,
     OPEN,
@@ -197,7 +198,7 @@ def test_an_infeasible_slo_is_told_with_its_reason() -> None:
 @settings(max_examples=15, deadline=None)
 @given(load=st.floats(0, 0.95), inflation=st.floats(1, 4), slo=st.floats(1, 10), limit=st.sampled_from(queueing.LIMITS))
 def test_shares_of_time_are_shares(load: float, inflation: float, slo: float, limit: int) -> None:
-    comes = queueing.play(load, inflation, slo, 1.0, limit)
+    comes = queueing.play(Queue(load, inflation, slo), limit)
     assert 0 <= comes.late <= 1
     assert comes.idle >= 0
     assert comes.beside >= 0
@@ -206,23 +207,23 @@ def test_shares_of_time_are_shares(load: float, inflation: float, slo: float, li
 
 @pytest.mark.parametrize("load", [0.2, 0.5, 0.8])
 def test_a_queue_behind_a_closed_gate_is_the_textbook_one(load: float) -> None:
-    comes = queueing.play(load, 3.0, 1e6, 1.0, 0)
+    comes = queueing.play(Queue(load, 3.0, 1e6), 0)
     assert comes.idle == pytest.approx(1 - load, abs=0.03)
     assert comes.beside == 0
 
 
 def test_demand_alone_protects_what_is_open_but_not_what_comes() -> None:
     """DESIGN.md, Deciding: without a limit, slack is spent that later requests lack."""
-    late = [queueing.play(0.45, 2.0, 5.0, 1.0, limit).late for limit in (0, 1, queueing.NO_LIMIT)]
+    late = [queueing.play(Queue(0.45, 2.0, 5.0), limit).late for limit in (0, 1, queueing.NO_LIMIT)]
     assert late[0] <= late[1] < 0.01 < late[2]
 
 
 def test_the_rung_lets_enough_be_in_time() -> None:
     for inflation in (1.2, 2.0, 3.5):
-        rung = queueing.best_rung(0.4, inflation, 5.5, 1.0, 0.99)
-        assert queueing.play(0.4, inflation, 5.5, 1.0, queueing.LIMITS[rung]).late <= 0.01
-    assert queueing.best_rung(0.4, 1.0, 20.0, 1.0, 0.99) == len(queueing.LIMITS) - 1
-    assert queueing.best_rung(0.9, 3.0, 1.5, 1.0, 0.99) == 0
+        rung = queueing.best_rung(Queue(0.4, inflation, 5.5), 0.99)
+        assert queueing.play(Queue(0.4, inflation, 5.5), queueing.LIMITS[rung]).late <= 0.01
+    assert queueing.best_rung(Queue(0.4, 1.0, 20.0), 0.99) == len(queueing.LIMITS) - 1
+    assert queueing.best_rung(Queue(0.9, 3.0, 1.5), 0.99) == 0
 
 
 def test_what_is_known_of_a_mode_in_use_is_enough_where_nothing_may_be_tried() -> None:

@@ -145,7 +145,7 @@ class Herald:
             return 0
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
         if mode not in view.tried:
-            return int(known.slo > known.spread)
+            return int(known.slo - known.margin > known.spread)
         leeway = known.leeway if self.feedback else 0.0
         rung = known.rung(view.inflation(known.key, mode), bold=leeway >= feedback.MOST)
         return queueing.LIMITS[max(0, rung + min(0, int(leeway)))]
@@ -173,7 +173,8 @@ class _Known(NamedTuple):
     target: float
     has_slo: bool
     load: float  # arrival rate x mean time
-    slo: float  # less what still runs once the gate closes
+    slo: float
+    margin: float  # what still runs once the gate closes
     spread: float  # a long service time
     alone_ns: float  # the same, not in means
     leeway: float  # in rungs
@@ -187,7 +188,8 @@ class _Known(NamedTuple):
             target=service.target,
             has_slo=service.slo_ns is not None,
             load=memory.load.get(service.key, 0.0),
-            slo=((service.slo_ns or 0) - margin_ns) / mean_ns,
+            slo=(service.slo_ns or 0) / mean_ns,
+            margin=margin_ns / mean_ns,
             spread=alone_ns / mean_ns,
             alone_ns=alone_ns,
             leeway=memory.leeway.get(service.key, 0.0),
@@ -196,11 +198,14 @@ class _Known(NamedTuple):
     def rung(self, inflation: float, *, bold: bool = False) -> int:
         """How many may be open, as `queueing.LIMITS` counts. ``bold``: as if twice as many requests might be late."""
         target = 2 * self.target - 1 if bold else self.target
-        return queueing.best_rung(self.load, inflation, self.slo, self.spread, target)
+        return queueing.best_rung(self._queue(inflation), target)
 
     def play(self, inflation: float, limit: int) -> queueing.Play:
         """What comes of a limit."""
-        return queueing.play(self.load, inflation, self.slo, self.spread, limit)
+        return queueing.play(self._queue(inflation), limit)
+
+    def _queue(self, inflation: float) -> queueing.Queue:
+        return queueing.Queue(self.load, inflation, self.slo, self.margin, self.spread)
 
 
 class _View(NamedTuple):
