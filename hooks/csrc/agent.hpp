@@ -58,7 +58,7 @@ class Agent {
   // Look at once at whether the hook is needed.
   void arm_now() {
     Guard guard(mutex_);
-    if (gate_) arm(*gate_);
+    if (gate_) gate_->standby().arm(arm_callbacks);
   }
 
   // Look again now (a request ends on its stream) or by `alarm_ns` (a gate must close).
@@ -107,9 +107,10 @@ class Agent {
         Guard guard(mutex_);
         for (const auto& job : high_) next = std::min(next, job->watch(now, &polling));
         if (gate_) {
-          next = std::min(next, gate_->look(now));
-          if (gate_->on_standby() && gate_->listens()) keep_watch();
-          arm(*gate_);
+          Standby& standby = gate_->standby();
+          next = std::min(next, standby.look(now));
+          if (standby.is_on() && standby.listens()) keep_watch();
+          standby.arm(arm_callbacks);
         }
         if (now >= next_beat) {
           next_beat = now + kBeatNs;
@@ -119,19 +120,6 @@ class Agent {
       }
       rest(std::min(next, next_beat), polling);
     }
-  }
-
-  // A trainer that is alone pays nothing: its hook rests until a service attaches, which waits to see it armed. Nor
-  // does one on standby, until its gate closes.
-  static void arm(Gate& gate) {
-    a32& armed = gate.row().armed;
-    if (!gate.must_listen() && gate.listens() && arm_callbacks(false)) gate.set_listens(false);
-    if (!gate.listens()) armed.store(gate.needed(), std::memory_order_seq_cst);
-    // Asked again: someone may have come between the question and the answer, and may have seen it armed.
-    if (!gate.must_listen() || gate.listens()) return;
-    gate.set_listens(true);
-    arm_callbacks(true);
-    armed.store(1, std::memory_order_seq_cst);
   }
 
   // A thread for the gate of a trainer on standby: looks every few ms are too late for it.
@@ -150,22 +138,23 @@ class Agent {
     for (;;) {
       const a32* word = nullptr;
       uint32_t seen = 0;
-      Gate* woken = nullptr;
+      Standby* woken = nullptr;
       uint32_t drain = 0;
       bool listens = false;
       const uint32_t asked = watch_.load(std::memory_order_acquire);
       {
         Guard guard(mutex_);
-        if (gate_ && gate_->on_standby()) {
-          gate_->watch_until(now_ns() + kPromiseNs);
+        if (gate_ && gate_->standby().is_on()) {
+          Standby& standby = gate_->standby();
+          standby.watch_until(now_ns() + kPromiseNs);
           word = &gate_->word();
           seen = word->load(std::memory_order_seq_cst);  // what comes after it ends the wait below
-          const bool listened = gate_->listens();
-          arm(*gate_);
-          listens = gate_->listens();
+          const bool listened = standby.listens();
+          standby.arm(arm_callbacks);
+          listens = standby.listens();
           if (!listened && listens) {
-            woken = gate_;
-            drain = gate_->num_drains();
+            woken = &standby;
+            drain = standby.num_drains();
           }
         }
       }

@@ -336,13 +336,13 @@ HERALD_API void herald_low_capture_end() {
 // An optimizer's step is over, on the thread that took it.
 HERALD_API void herald_low_step() {
   Gate* gate = g_gate.load(std::memory_order_acquire);
-  if (gate) gate->end_step();
+  if (gate) gate->standby().end_step();
 }
 
 // For tests and measurements: the hook rests while the gate is open, whoever sets the pace.
 HERALD_API void herald_low_standby(int on) {
   Gate* gate = g_gate.load(std::memory_order_acquire);
-  if (gate) gate->force_standby(on != 0);
+  if (gate) gate->standby().force(on != 0);
 }
 
 HERALD_API void herald_costs_rule(uint32_t none_below_ns, uint32_t light_ns, uint64_t light_numel) {
