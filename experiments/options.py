@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from herald import config
+from herald import build, config
 from herald.driver import NoDriverError, probe
 from herald.durations import parse_duration
 from herald.errors import ConfigError
@@ -166,10 +166,15 @@ def check_resume(path: Path, *, resume: bool) -> None:
 
 @contextmanager
 def logs() -> Iterator[Path]:
-    """A folder for what processes say, for as long as they live. However this process ends, they and it are gone."""
+    """A folder for what processes say, for as long as they live. However this process ends, they and it are gone.
+
+    They find the native libraries built: raises BuildError, once and before any of them starts.
+    """
     from herald.experiments import caretaker
     from herald.experiments.interruption import sigterm_interrupts
 
+    for library in build.libraries():
+        build.ensure(library)
     with (
         sigterm_interrupts(),
         tempfile.TemporaryDirectory(prefix="herald-experiment-") as folder,

@@ -86,6 +86,11 @@ def hook_library() -> Library:
     )
 
 
+def libraries() -> tuple[Library, Library]:
+    """All that there are: jobs need both, the daemon the table's (imports torch)."""
+    return table_library(), hook_library()
+
+
 def torch_identity(torch: ModuleType) -> str:
     """Version and commit of a torch: what a binary built against it is good for."""
     return f"{torch.__version__}/{torch.version.git_version}"
@@ -105,7 +110,7 @@ def ensure(library: Library, progress: Callable[[str], None] | None = None) -> P
 def build_all(progress: Callable[[str], None] = print) -> list[Path]:
     """Build every library ahead of time, for images without a compiler. Returns their paths. Raises BuildError."""
     paths = []
-    for library in (table_library(), hook_library()):
+    for library in libraries():
         present = library.path.exists()
         paths.append(ensure(library, progress))
         if present:
@@ -120,8 +125,11 @@ def compiler() -> str:
         found = shutil.which(name)
         if found:
             return found
+    missing = (
+        f"CXX = {wanted!r} is no program (give one without options, or unset it)" if wanted else "g++ is not on PATH"
+    )
     raise BuildError(
-        f"no C++ compiler: {wanted or 'g++'} is not on PATH. Install one (Debian/Ubuntu: apt-get install g++; "
+        f"no C++ compiler: {missing}. Install one (Debian/Ubuntu: apt-get install g++; "
         "conda: conda install gxx), or run `herald build` where there is one and copy "
         f"{Settings.from_env().cache_dir} here (or point HERALD_CACHE_DIR at it)."
     )

@@ -41,29 +41,35 @@ class Table:
 
     @classmethod
     def open(cls, domain: str | None = None, *, create: bool = True) -> Self:
-        """The domain's table, created if need be. Raises TableError, never repairs a table in use."""
+        """The domain's table, created if need be; never repairs one in use.
+
+        Raises TableError or BuildError; a table that could not be made leaves no file.
+        """
         domain = check_domain(domain) if domain is not None else default_domain()
         if not create and not segment_path(domain).exists():
             raise TableError(f"domain {domain!r} has no table: no daemon and no job has started in it")
-        while True:
-            lock = DomainLock.of(domain)
-            with lock.membership():
-                if lock is not DomainLock.of(domain):  # reset between opening the file and locking it
-                    continue
-                kept = cls._kept.get(domain)
-                if isinstance(kept, cls) and kept.is_current():
-                    return kept
+        with _entered(domain) as lock:
+            kept = cls._kept.get(domain)
+            if isinstance(kept, cls) and kept.is_current():
+                return kept
+            try:
                 memory, inode = open_segment(domain, lock)
-                return cls(domain, memory, lock, inode)
+            except TableError:
+                if not segment_path(domain).exists():
+                    lock.path.unlink(missing_ok=True)
+                raise
+            return cls(domain, memory, lock, inode)
 
     @staticmethod
     def unlink(domain: str, *, force: bool = False) -> bool:
-        """Remove a domain's segment and lock file; False if there was none. Raises TableError while anyone lives."""
+        """Remove a domain's segment and lock file; False if there was none.
+
+        Raises TableError while anyone lives, BuildError where there is something to remove but nothing to lock it with.
+        """
         check_domain(domain)
         if not segment_path(domain).exists() and not lock_path(domain).exists():
             return False
-        lock = DomainLock.of(domain)
-        with lock.membership():
+        with _entered(domain) as lock:
             existed = segment_path(domain).exists()
             if not force and lock.anyone_alive():
                 raise TableError(
@@ -289,6 +295,18 @@ class Table:
     def _check_current(self) -> None:
         if not self.is_current():
             raise TableError(f"the table of domain {self.domain!r} was reset while this process was joining: try again")
+
+
+@contextmanager
+def _entered(domain: str) -> Iterator[DomainLock]:
+    """Alone among those who create and remove, by the lock file that is the domain's. Raises TableError, BuildError."""
+    native.table()  # does the locking: without it, a lock file would be made that nobody can lock
+    while True:
+        lock = DomainLock.of(domain)
+        with lock.membership():
+            if lock is DomainLock.of(domain):  # else it was reset between opening the file and locking it
+                yield lock
+                return
 
 
 def _clip(text: str, num_bytes: int) -> bytes:

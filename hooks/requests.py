@@ -36,16 +36,20 @@ class Ends(Protocol):
 class Request:
     """One open request. End it once, from any thread, on the stream that did its work; ending again does nothing."""
 
-    def __init__(self, job: Ends, number: int, *, awaits_token: bool = False) -> None:
+    def __init__(
+        self, job: Ends, number: int, *, awaits_token: bool = False, lacks_tokens: Callable[[], None] | None = None
+    ) -> None:
         self._job = job
         self._number = number
         self._awaits_token = awaits_token  # its SLO needs `first_token`, which was not called yet
+        self._lacks_tokens = lacks_tokens  # whom to tell at the end: its SLO needs a number of tokens, unsaid yet
         self._open = threading.Lock()  # taken by the first end, never released
 
     def end(self, tokens: int | None = None) -> None:
         """Say that all work of the request is enqueued (CUDA) or done (CPU). Never waits for the GPU.
 
-        ``tokens``: how many it made, the first included (default: its steps); an SLO of time per token needs it.
+        ``tokens``: how many it made, the first included (default: its steps); an SLO of time per token needs one of
+        the two, and counts as missed without.
         Raises ConfigError for what is no such number.
         """
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
@@ -54,6 +58,8 @@ class Request:
             self._job.end_request(self._number, tokens)
             if self._awaits_token and tokens != 0:
                 self._job.lacks_first_token()
+            elif self._lacks_tokens is not None and tokens is None:
+                self._lacks_tokens()
 
     def first_token(self) -> None:
         """Say that the host has the first token of the request, now: its time to first token. Later calls do nothing.
@@ -71,19 +77,25 @@ class Request:
         (`Job.step`), a request's step is a token and nothing else.
         """
         if not self._open.locked():
+            self._lacks_tokens = None
             self._job.step_request(self._number)
 
     def __del__(self) -> None:
         # A request that was lost (a cancelled client, an exception before `end`) must not hold the gate.
-        self._awaits_token = False
+        self._expect_no_tokens()
         self.end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._awaits_token = self._awaits_token and kind is None
+        if kind is not None:
+            self._expect_no_tokens()
         self.end()
+
+    def _expect_no_tokens(self) -> None:
+        """It did not end well: what was not said of its tokens is nobody's mistake."""
+        self._awaits_token, self._lacks_tokens = False, None
 
 
 def arrival_ns(arrival: float | None) -> int:

@@ -40,6 +40,7 @@ class HighJob(AttachedJob):
         self._slo = slo
         self._explicit = 0
         self._explicit_lock = threading.Lock()
+        self._forwards_are_steps = False  # of explicit requests, and so their tokens: it was seen
         self._inside = threading.local()  # whether this thread is in a forward, in how many steps of an engine
         self._model = model
         self._forward: ForwardRequests | None = None
@@ -93,6 +94,14 @@ class HighJob(AttachedJob):
             "Call first_token() on what job.begin() returned as soon as the first token is there",
         )
 
+    def lacks_tokens(self) -> None:
+        """Called by `Request.end`."""
+        if not self._forwards_are_steps:
+            self._warn_once(
+                'job %r promises "tpot", but a request ended without a number of tokens: it counts as missed. Give it '
+                "as request.end(tokens=...), or call request.step() for each token"
+            )
+
     def step_request(self, request: int) -> None:
         """Called by `Request.step`."""
         native.hook().herald_request_step(self._handle, request)
@@ -105,7 +114,12 @@ class HighJob(AttachedJob):
         self._tell_untracked()
         promised = (slo.latency_ns, slo.ttft_ns, slo.tpot_ns)
         number = int(native.hook().herald_request_begin(self._handle, arrived_ns, *promised))
-        return Request(ends, number, awaits_token=number >= 0 and bool(slo.ttft_ns or slo.tpot_ns))
+        return Request(
+            ends,
+            number,
+            awaits_token=number >= 0 and bool(slo.ttft_ns or slo.tpot_ns),
+            lacks_tokens=self.lacks_tokens if number >= 0 and slo.tpot_ns else None,
+        )
 
     def _tell_untracked(self) -> None:
         """A running service must not fail because its job was detached; but whoever runs it has to know."""
@@ -131,6 +145,7 @@ class HighJob(AttachedJob):
         if self._checkpoints is not None:
             self._checkpoints.before_forward()
         if self._explicit:
+            self._forwards_are_steps = True
             native.hook().herald_forward_begin(self._handle)
             return self._forward_step
         return self._request(self._forward_step, 0, self._slo)

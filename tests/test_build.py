@@ -91,6 +91,12 @@ def test_without_a_compiler_the_missing_tool_is_named(
     assert [p.name for p in cache.iterdir()] == ["build.lock"]
 
 
+def test_a_compiler_that_was_asked_for_and_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "ccache g++")
+    with pytest.raises(BuildError, match=r"CXX = 'ccache g\+\+' is no program .*unset it"):
+        build.compiler()
+
+
 def test_a_prebuilt_library_needs_no_compiler(
     cache: Path, tiny: build.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,9 @@ from herald.experiments import (
     runner,
     verdicts,
 )
+from herald.experiments.domain import PrivateDomain
 from herald.experiments.plan import Colocation
+from herald.experiments.process import Worker
 from herald.scheduler import policies
 
 MEASUREMENTS = (
@@ -210,6 +212,25 @@ def test_a_torch_without_cuda_is_found_before_anything_starts(
     monkeypatch.setattr("torch.version.cuda", None)
     assert main(["experiment", "llm", "--out", str(tmp_path)]) == 2
     assert "is built without CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [*EVERY_NEW_COMMAND[:7], ["colocation", "--pair", PAIR], ["recorder"], ["numerics"]],
+    ids=lambda words: words[0],
+)
+def test_native_libraries_that_cannot_be_built_are_found_before_anything_starts(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERALD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/nonexistent")
+    monkeypatch.setattr(Worker, "__init__", pytest.fail)
+    monkeypatch.setattr(PrivateDomain, "__init__", pytest.fail)
+    out = tmp_path / "out"
+    assert main(["experiment", *words, "--device", "cpu", "--commit", "abc", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no C++ compiler: CXX = '/nonexistent'" in line
+    assert not out.exists()
 
 
 def test_rows_of_something_else_do_not_validate_a_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import herald
 from herald import layout
+from herald.hooks.requests import Request
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.table import Table
 from tests.gates import is_closed, plan
@@ -346,6 +347,59 @@ def test_a_first_token_that_was_promised_and_never_told_is_warned_of_once(
     (said,) = warnings_of(caplog)
     assert "job 'chat'" in said
     assert "first_token()" in said
+
+
+def test_tokens_that_a_promise_needs_and_nobody_told_are_warned_of_once(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    with herald.attach(priority="high", slo={"tpot": "10s"}, name="chat", device="cpu") as job:
+        caplog.clear()
+        for _ in range(2):
+            with job.request() as request:
+                request.first_token()
+        assert (job.stats().slo_missed, job.stats().tpot.count) == (2, 0)
+    (said,) = warnings_of(caplog)
+    assert "job 'chat'" in said
+    assert "request.end(tokens=...)" in said
+    assert "request.step()" in said
+
+
+def test_tokens_that_were_told_or_that_nothing_needs_are_not_warned_of(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    with herald.attach(priority="high", slo={"tpot": "10s"}, device="cpu") as job:
+        caplog.clear()
+
+        def begun() -> Request:
+            request = job.begin()
+            request.first_token()
+            return request
+
+        begun().end(tokens=3)
+        begun().end(tokens=0)
+        stepped = begun()
+        stepped.step()
+        stepped.end()
+        begun()  # lost
+        with pytest.raises(ZeroDivisionError), begun():
+            raise ZeroDivisionError
+        with job.request(slo={"ttft": "10s"}) as request:
+            request.first_token()
+        gc.collect()
+        assert job.stats().requests_done == 6
+    assert warnings_of(caplog) == []
+
+
+def test_forwards_of_a_request_are_its_tokens(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Linear(4, 4)
+    with herald.attach(model, priority="high", slo={"tpot": "10s"}) as job:
+        caplog.clear()
+        with job.request() as request:
+            for _ in range(3):
+                model(torch.zeros(1, 4))
+                request.first_token()
+        assert (job.stats().slo_met, job.stats().tokens) == (1, 3)
+    assert warnings_of(caplog) == []
 
 
 def test_requests_that_were_told_lost_or_made_nothing_are_not_warned_of(

@@ -1,8 +1,10 @@
 """The shared table: layout, creation, membership, liveness, gate words."""
 
 import ctypes
+import errno
 import mmap
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import posix_ipc
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herald import DaemonError, TableError, layout, native
+from herald import BuildError, DaemonError, TableError, layout, native
 from herald.clock import now_ns
 from herald.domains import DomainLock, domains, segment_name
 from herald.fakes import memory_table
@@ -59,6 +61,33 @@ def test_who_opens_first_creates_and_others_join_the_same_table(domain: str) -> 
 def test_a_domain_without_a_table_is_an_error_where_none_may_be_made(domain: str) -> None:
     with pytest.raises(TableError, match="has no table"):
         Table.open(domain, create=False)
+
+
+def files(domain: str) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"{segment_name(domain)[1:]}*"))
+
+
+def test_without_the_native_library_no_file_is_made(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise BuildError("no C++ compiler")
+
+    monkeypatch.setattr(native, "table", none)
+    with pytest.raises(BuildError):
+        Table.open(domain)
+    assert files(domain) == []
+    assert not Table.unlink(domain, force=True)
+
+
+def test_a_table_that_has_no_room_leaves_no_file(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(TableError, match="no room"):
+            Table.open(domain)
+    assert files(domain) == []
+    assert Table.open(domain).header.magic == layout.MAGIC
 
 
 def damage(domain: str, offset: int, data: bytes) -> None:
@@ -266,8 +295,31 @@ def test_reset_is_refused_while_anyone_lives_and_then_removes_everything(domain:
         Table.unlink(domain)
     job.kill()
     assert Table.unlink(domain)
-    assert not list(Path("/dev/shm").glob(f"{segment_name(domain)[1:]}*"))
+    assert files(domain) == []
     assert not Table.unlink(domain)
+
+
+def test_a_reset_does_not_remove_what_was_made_while_it_waited(
+    domain: str, child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two resets at once, and a job that starts after the first: the second must see that it lives."""
+    Table.open(domain)
+    wait_for_lock = DomainLock.membership
+
+    def overtaken(lock: DomainLock) -> AbstractContextManager[None]:
+        monkeypatch.setattr(DomainLock, "membership", wait_for_lock)
+        assert Table.unlink(domain)
+        child("""
+            from herald.table import Table
+            Table.open().claim(name="x", priority="low", device="cpu")
+            print("in"); input()
+        """).expect("in")
+        return wait_for_lock(lock)
+
+    monkeypatch.setattr(DomainLock, "membership", overtaken)
+    with pytest.raises(TableError, match="in use"):
+        Table.unlink(domain)
+    assert [job.name for job in Table.open(domain).jobs()] == ["x"]
 
 
 def test_a_table_that_was_reset_cannot_be_joined_any_more(domain: str) -> None:
