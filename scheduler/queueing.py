@@ -37,7 +37,7 @@ class Queue(NamedTuple):
     """One service beside training, in mean service times alone."""
 
     load: float  # arrival rate x mean service time
-    inflation: float  # of service times while the gate is open
+    inflation: float  # of service times while the gate is open; below 1 where a closing gate costs more than training
     slo: float
     margin: float = 0.0  # slack at which the gate closes: what still runs then
     spread: float = 1.0  # a long service time
@@ -62,7 +62,7 @@ def _on_grid(queue: Queue) -> Queue:
     """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, margin to 0.1, spread to 0.25."""
     return Queue(
         load=min(MOST_LOAD, round(queue.load * 20) / 20),
-        inflation=1.06 ** round(math.log(max(1.0, queue.inflation), 1.06)),
+        inflation=1.06 ** round(math.log(max(0.1, queue.inflation), 1.06)),
         slo=1.03 ** round(math.log(max(0.1, queue.slo), 1.03)),
         margin=round(queue.margin * 10) / 10,
         spread=max(1.0, round(queue.spread * 4) / 4),
@@ -71,6 +71,8 @@ def _on_grid(queue: Queue) -> Queue:
 
 @cache
 def _best_rung(queue: Queue, target: float) -> int:
+    if queue.inflation <= 1:
+        return len(LIMITS) - 1  # nothing is gained by closing
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
     limits = LIMITS[1:]  # longer and longer queues, more and more late
     return bisect_right(limits, allowed, key=lambda limit: _play(queue, limit).late)
@@ -92,6 +94,9 @@ def _play(queue: Queue, limit: int) -> Play:
     closes_at = slo - queue.margin
     most_open = math.inf if limit == FREE else limit
     loss = 1 - 1 / inflation  # of time while the gate is open
+    # What still runs after a close, usually half of the most. Where every request closes, it is in the times alone.
+    drain = queue.margin / 2
+    is_open = limit > 0
     now = idle = beside = 0.0
     lost = 0.0  # time that was not worked, so that slack = arrival + SLO - margin - work up to its own's end - lost
     first = late = 0
@@ -103,13 +108,18 @@ def _play(queue: Queue, limit: int) -> Play:
         while first < taken:
             slack = tight[0][0] - lost if limit != FREE else math.inf
             if taken - first > most_open or slack <= _NO_SLACK:
+                if is_open:
+                    left += drain
+                    lost += drain
+                    is_open = False
                 if now + left > coming:
                     left -= coming - now
                     now = coming
                     break
                 now += left
             else:
-                until = min(coming, now + left * inflation, now + slack / loss if loss else math.inf)
+                is_open = True
+                until = min(coming, now + left * inflation, now + slack / loss if loss > 0 else math.inf)
                 spent = until - now
                 beside += spent
                 lost += spent * loss
@@ -130,6 +140,7 @@ def _play(queue: Queue, limit: int) -> Play:
             idle += coming - now
             lost += coming - now
             now = coming
+            is_open = limit > 0
         work += works[taken]
         if limit != FREE:
             slack = coming + closes_at - work

@@ -18,10 +18,11 @@ from herald.scheduler.policies.herald import (
     UNLUCKY,
     Herald,
 )
-from herald.scheduler.prediction import infeasible
+from herald.scheduler.prediction import RELEASE_NS, infeasible
 from herald.scheduler.queueing import Queue
 from herald.scheduler.snapshot import (
     CLOSED,
+    FREE_PLAN,
     OPEN,
     STRICT_PLAN,
     Decision,
@@ -62,7 +63,7 @@ def memory(found: dict[Mode, Evidence], mode: Mode = CLOSED, **fields: object) -
     base = Memory(
         evidence={(GPU, m): e for m, e in found.items()},
         mode={GPU: mode},
-        leeway={SERVICE: 0.0},
+        leeway={SERVICE: {}},
         load={SERVICE: 0.4},
         alone_mean_ns={SERVICE: float(MEAN_NS)},
         alone_high_ns={SERVICE: 21 * MS},
@@ -154,9 +155,9 @@ def test_without_slack_the_gate_closes_when_a_request_begins() -> None:
 
 def test_misses_shorten_the_queue_and_stop_what_is_new() -> None:
     before = decide(Herald(), memory(ALL_TRIED), slo_ns=110 * MS)
-    after = decide(Herald(), memory(ALL_TRIED, leeway={SERVICE: -1.0}), slo_ns=110 * MS)
+    after = decide(Herald(), memory(ALL_TRIED, leeway={SERVICE: {OPEN: -1.0}}), slo_ns=110 * MS)
     assert open_requests(after) < open_requests(before)
-    unlucky = memory({OPEN: evidence(1.7, 0.8)}, leeway={SERVICE: UNLUCKY - 0.5})
+    unlucky = memory({OPEN: evidence(1.7, 0.8)}, mode=OPEN, leeway={SERVICE: {OPEN: UNLUCKY - 0.5}})
     assert decide(Herald(), unlucky).modes[GPU] in (OPEN, CLOSED)
     assert decide(Herald(feedback=False), unlucky).modes[GPU] == NARROW
 
@@ -226,6 +227,34 @@ def test_the_rung_lets_enough_be_in_time() -> None:
     assert queueing.best_rung(Queue(0.9, 3.0, 1.5), 0.99) == 0
 
 
+def test_nothing_is_gained_by_closing_where_requests_are_as_fast_beside_training() -> None:
+    for inflation in (0.6, 1.0):
+        assert queueing.best_rung(Queue(0.9, inflation, 1.5), 0.99) == len(queueing.LIMITS) - 1
+    slower, same, faster = (queueing.play(Queue(0.6, f, 3.0), queueing.FREE).late for f in (1.3, 1.0, 0.7))
+    assert slower > same > faster
+
+
+def test_long_ops_leave_a_share_of_sms_to_be_tried_where_closing_protects_little() -> None:
+    """A closed gate holds neither SLO, since what still runs takes longer than a request; a share does."""
+    short = memory({OPEN: evidence(3.0, 0.8)}, alone_mean_ns={SERVICE: 5.0 * MS}, alone_high_ns={SERVICE: 6 * MS})
+    long_ops = Snapshot((service(slo_ns=11 * MS),), (trainer(longest_stretch_ns=6 * MS),), short)
+    assert Herald().decide(long_ops, 0).modes == {GPU: NARROW}
+    with_share = replace(short, evidence={**short.evidence, (GPU, NARROW): evidence(0.6, 0.75, 0.8)})
+    decision = Herald().decide(replace(long_ops, memory=with_share), 0)
+    assert decision.modes == {GPU: NARROW}
+    assert decision.plans == {SERVICE: FREE_PLAN}
+
+
+@pytest.mark.parametrize(("inflation", "margin_ms"), [(1.0, 0.0), (1.25, 0.8), (2.0, 2.0)])
+def test_the_gate_closes_as_early_as_what_still_runs_then_harms(inflation: float, margin_ms: float) -> None:
+    plan = decide(Herald(space=False), memory({OPEN: evidence(inflation, 0.8)}, mode=OPEN)).plans[SERVICE]
+    if inflation == 1.0:
+        assert plan == FREE_PLAN
+    else:
+        assert plan.pace is not None
+        assert plan.pace.margin_ns == pytest.approx(margin_ms * MS + RELEASE_NS, abs=0.1 * MS)
+
+
 def test_what_is_known_of_a_mode_in_use_is_enough_where_nothing_may_be_tried() -> None:
     """Else it would be left as untried and, once left, chosen as known, tick by tick."""
     barely = replace(evidence(1.2, 0.9), time_ns=round(1.1 * TRIED_NS), beside_requests=1.1 * TRIED_REQUESTS)
@@ -262,6 +291,11 @@ def test_the_leeway_keeps_its_bounds(outcomes: list[bool], target: float) -> Non
 
 def test_half_of_what_the_target_allows_is_in_balance() -> None:
     assert feedback.step(0.0, met=995, missed=5, target=0.99) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_would_be_late_anyway_leaves_less_for_training() -> None:
+    shares = [feedback.budget(0.99, anyway) for anyway in (0.0, 0.003, 0.005, 0.008, 0.5)]
+    assert shares == pytest.approx([0.005, 0.005, 0.0035, 0.002, 0.002])
 
 
 # ---- with or without MPS

@@ -53,6 +53,7 @@ ALONE_REQUESTS = 20
 TRIED_REQUESTS = 12
 TRIED_NS = 1_500_000_000
 IN_VAIN_NS = 10_000_000_000
+LONGEST_HARM = 2.0  # of a trainer's longest op, in what training as a whole costs requests per time
 GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
 HOPED_INFLATION = 1.5  # where not even this would leave a request any slack, nothing is tried
 HARSH_INFLATION = 4.0  # of one that was tried in vain
@@ -86,46 +87,72 @@ class Herald:
         trainer_plans: dict[JobKey, TrainerPlan] = {}
         for device in sorted({service.device for service in snapshot.services}):
             view = _View.of(snapshot, device, self._may_try)
-            mode = modes[device] = self._mode(view)
-            plans |= self._plans(view, mode)
+            prospects = self._prospects(view)
+            mode = modes[device] = self._mode(view, prospects)
+            plans |= self._plans(view, mode, prospects)
             trainer_plans |= {trainer.key: TrainerPlan(sm_count=mode.sm_count) for trainer in view.trainers}
         return Decision(plans, trainer_plans, modes)
 
-    def _mode(self, view: "_View") -> Mode:
+    def _prospects(self, view: "_View") -> "dict[Mode, _Prospect | None]":
+        """Of every mode that may be taken; None of one that was not tried."""
         if not view.trainers or not view.knows_services:
+            return {}
+        return {
+            mode: self._prospect(view, mode) if mode.closed or mode in view.tried else None
+            for mode in self._candidates(view)
+        }
+
+    def _mode(self, view: "_View", prospects: "Mapping[Mode, _Prospect | None]") -> Mode:
+        if not prospects:
             return CLOSED
-        candidates = self._candidates(view)
-        known = [mode for mode in candidates if mode.closed or mode in view.tried]
-        worth = {mode: self._worth(view, mode) for mode in known}
-        untried = next((mode for mode in candidates if mode not in worth), None)
-        if untried is not None and view.may_try:
-            shares = [worth[mode] for mode in known if mode.sm_count]
+        # An open mode in which nothing may be open is the closed one.
+        worth = {
+            mode: prospect.worth
+            for mode, prospect in prospects.items()
+            if prospect is not None and (mode.closed or any(prospect.limits) or not self.laxity)
+        }
+        may_be_tried = (view.may_try_open, view.may_try_shares)
+        untried = next(
+            (mode for mode, prospect in prospects.items() if prospect is None and may_be_tried[mode.sm_count > 0]), None
+        )
+        if untried is not None:
+            shares = [value for mode, value in worth.items() if mode.sm_count]
             # What a small share does not bring, a larger one does not.
             if not shares or min(shares) >= WORTH_MORE * worth.get(OPEN, 0.0):
                 return untried
-        best = max(known, key=worth.__getitem__, default=OPEN)
+        best = max(worth, key=worth.__getitem__, default=OPEN)
         worth.setdefault(best, 0.0)
         kept = HYSTERESIS if best.sm_count not in (0, view.mode.sm_count) else KEPT
         return view.mode if worth.get(view.mode, 0.0) * kept >= worth[best] else best
 
-    def _may_try(self, services: Iterable["_Known"]) -> bool:
-        """Whether these could bear a mode that nothing is known of."""
-        return all(
-            (known.leeway >= UNLUCKY or not self.feedback) and known.rung(HOPED_INFLATION) > 0 for known in services
-        )
+    def _may_try(self, services: Iterable["_Known"], present: Mode) -> tuple[bool, bool]:
+        """Whether these could bear a mode that nothing is known of: (open, with a share)."""
+        lucky = all(not self.feedback or known.leeway.get(present, 0.0) >= UNLUCKY for known in services)
+        slack = [queueing.best_rung(known.queue(HOPED_INFLATION), known.target) > 0 for known in services]
+        shares = lucky and all(has or known.is_delayed for has, known in zip(slack, services, strict=True))
+        return shares and all(slack), shares
 
     def _candidates(self, view: "_View") -> list[Mode]:
         if not self.laxity and not self.space:
             return [CLOSED]
         closed = [CLOSED] if self.time else []
-        inflation = max(view.inflation(known.key, OPEN, guess=1.0) for known in view.known)
-        return [*closed, OPEN, *(view.shares() if self.space and inflation > WORTH_A_SHARE else ())]
+        # Larger and larger shares, as long as there is inflation to bring down.
+        candidates = [*closed, OPEN]
+        guess = 1.0 if view.may_try_open else GUESSED_INFLATION
+        for share in view.shares() if self.space else ():
+            inflation = max(view.inflation(known.key, candidates[-1], guess) for known in view.known)
+            if inflation <= WORTH_A_SHARE and share not in view.tried:
+                break
+            candidates.append(share)
+        return candidates
 
-    def _worth(self, view: "_View", mode: Mode) -> float:
-        """Training in that mode, of all that there could be: 1 is every trainer at its best all the time."""
+    def _prospect(self, view: "_View", mode: Mode) -> "_Prospect":
         idle = open_ = 1.0
+        limits = []
         for known in view.known:
-            comes = known.play(view.inflation(known.key, mode), self._limit(view, known, mode))
+            queue = known.queue(view.inflation(known.key, mode))
+            limits.append(self._limit(known, mode, queue))
+            comes = queueing.play(queue, limits[-1])
             idle *= comes.idle
             open_ *= comes.idle + comes.beside
         worth = weights = 0.0
@@ -133,10 +160,12 @@ class Herald:
             rate_idle, rate_beside = view.rates(trainer, mode)
             worth += trainer.weight * (idle * rate_idle + (open_ - idle) * rate_beside)
             weights += trainer.weight
-        return worth / weights
+        return _Prospect(tuple(limits), worth / weights)
 
-    def _limit(self, view: "_View", known: "_Known", mode: Mode) -> int:
-        """How many requests may be open before the gate closes: one of `queueing.LIMITS`."""
+    def _limit(self, known: "_Known", mode: Mode, queue: queueing.Queue | None) -> int:
+        """How many requests may be open before the gate closes: one of `queueing.LIMITS`. ``queue``: of a mode that was
+        tried.
+        """
         if mode.closed or not self.laxity:
             return 0
         if not self.time:
@@ -144,26 +173,39 @@ class Herald:
         if not known.has_slo:
             return 0
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
-        if mode not in view.tried:
-            return int(known.slo - known.margin > known.spread)
-        leeway = known.leeway if self.feedback else 0.0
-        rung = known.rung(view.inflation(known.key, mode), bold=leeway >= feedback.MOST)
-        return queueing.LIMITS[max(0, rung + min(0, int(leeway)))]
+        if queue is None:
+            return int(known.slo - known.margin(GUESSED_INFLATION) > known.spread or known.is_delayed)
+        leeway = known.leeway.get(mode, 0.0) if self.feedback else 0.0
+        # With leeway to spare, as if twice as many requests might be late.
+        target = 2 * known.target - 1 if leeway >= feedback.MOST else known.target
+        return queueing.LIMITS[max(0, queueing.best_rung(queue, target) + min(0, int(leeway)))]
 
-    def _plans(self, view: "_View", mode: Mode) -> dict[JobKey, Plan]:
+    def _plans(self, view: "_View", mode: Mode, prospects: "Mapping[Mode, _Prospect | None]") -> dict[JobKey, Plan]:
         if not view.knows_services:
             return {service.key: STRICT_PLAN for service in view.services}
-        return {known.key: self._plan(view, known, mode) for known in view.known}
+        prospect = prospects.get(mode)
+        limits = prospect.limits if prospect else [self._limit(known, mode, None) for known in view.known]
+        return {
+            known.key: self._plan(view, known, mode, limit) for known, limit in zip(view.known, limits, strict=True)
+        }
 
-    def _plan(self, view: "_View", known: "_Known", mode: Mode) -> Plan:
-        limit = self._limit(view, known, mode)
+    def _plan(self, view: "_View", known: "_Known", mode: Mode, limit: int) -> Plan:
         if limit == queueing.FREE:
             # Without time as a means there is only space to choose, and hooks that rest would count nothing.
             return FREE_PLAN if self.time else Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)
         if limit == 0:
             return STRICT_PLAN
         limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
-        return paced_plan(view.margin_ns, known.alone_ns, limit, inflation=self.inflation, quantile=self.quantile)
+        margin = known.margin(view.inflation(known.key, mode, guess=1.0 if known.is_delayed else GUESSED_INFLATION))
+        margin_ns = round(margin * known.mean_ns) + RELEASE_NS
+        return paced_plan(margin_ns, known.alone_ns, limit, inflation=self.inflation, quantile=self.quantile)
+
+
+class _Prospect(NamedTuple):
+    """What a mode comes to."""
+
+    limits: tuple[int, ...]  # of open requests, by service
+    worth: float  # training, of all that there could be: 1 is every trainer at its best all the time
 
 
 class _Known(NamedTuple):
@@ -174,13 +216,14 @@ class _Known(NamedTuple):
     has_slo: bool
     load: float  # arrival rate x mean time
     slo: float
-    margin: float  # what still runs once the gate closes
+    residual: float  # what still runs once the gate closes
     spread: float  # a long service time
     alone_ns: float  # the same, not in means
-    leeway: float  # in rungs
+    leeway: Mapping[Mode, float]  # in rungs
+    mean_ns: float
 
     @classmethod
-    def of(cls, service: Service, memory: Memory, margin_ns: int) -> "_Known":
+    def of(cls, service: Service, memory: Memory, residual_ns: int) -> "_Known":
         mean_ns = memory.alone_mean_ns[service.key]
         alone_ns = memory.alone_high_ns.get(service.key, 2 * mean_ns)  # before a long time is known, twice the mean
         return cls(
@@ -189,23 +232,24 @@ class _Known(NamedTuple):
             has_slo=service.slo_ns is not None,
             load=memory.load.get(service.key, 0.0),
             slo=(service.slo_ns or 0) / mean_ns,
-            margin=margin_ns / mean_ns,
+            residual=residual_ns / mean_ns,
             spread=alone_ns / mean_ns,
             alone_ns=alone_ns,
-            leeway=memory.leeway.get(service.key, 0.0),
+            leeway=memory.leeway.get(service.key, {}),
+            mean_ns=mean_ns,
         )
 
-    def rung(self, inflation: float, *, bold: bool = False) -> int:
-        """How many may be open, as `queueing.LIMITS` counts. ``bold``: as if twice as many requests might be late."""
-        target = 2 * self.target - 1 if bold else self.target
-        return queueing.best_rung(self._queue(inflation), target)
+    @property
+    def is_delayed(self) -> bool:
+        """What still runs takes longer than a request: a closed gate protects little, and SMs of its own may more."""
+        return self.residual > 1
 
-    def play(self, inflation: float, limit: int) -> queueing.Play:
-        """What comes of a limit."""
-        return queueing.play(self._queue(inflation), limit)
+    def margin(self, inflation: float) -> float:
+        """What a request loses after a close: what still runs then runs beside it, as training did before."""
+        return self.residual * min(1.0, max(0.0, LONGEST_HARM * (1 - 1 / inflation)))
 
-    def _queue(self, inflation: float) -> queueing.Queue:
-        return queueing.Queue(self.load, inflation, self.slo, self.margin, self.spread)
+    def queue(self, inflation: float) -> queueing.Queue:
+        return queueing.Queue(self.load, inflation, self.slo, self.margin(inflation), self.spread)
 
 
 class _View(NamedTuple):
@@ -214,32 +258,34 @@ class _View(NamedTuple):
     services: tuple[Service, ...]
     trainers: tuple[Trainer, ...]
     mode: Mode
-    margin_ns: int  # what still runs once the gate closes
     known: tuple[_Known, ...]  # the services; none before all of them are known alone
-    may_try: bool  # a mode that was not tried
+    may_try_open: bool  # where it was not tried
+    may_try_shares: bool
     tried: Mapping[Mode, Evidence]  # modes in which requests ran for long enough to tell what it does to them
     best_idle: Mapping[JobKey, float]  # the best rate of each trainer while no request was open, in any mode
 
     @classmethod
-    def of(cls, snapshot: Snapshot, device: str, may_try: Callable[[Iterable[_Known]], bool]) -> "_View":
+    def of(
+        cls, snapshot: Snapshot, device: str, may_try: Callable[[Iterable[_Known], Mode], tuple[bool, bool]]
+    ) -> "_View":
         memory = snapshot.memory
         services = tuple(s for s in snapshot.services if s.device == device)
         trainers = tuple(t for t in snapshot.trainers if t.device == device)
         seen = {mode: evidence for (where, mode), evidence in memory.evidence.items() if where == device}
         present = memory.mode.get(device, CLOSED)
-        margin_ns = residual_ns(snapshot, device) + RELEASE_NS
+        residual = residual_ns(snapshot, device)
         are_known = all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services)
-        known = tuple(_Known.of(s, memory, margin_ns) for s in services) if are_known else ()
-        tries = bool(known) and may_try(known)
+        known = tuple(_Known.of(s, memory, residual) for s in services) if are_known else ()
+        may_try_open, may_try_shares = may_try(known, present) if known else (False, False)
         # Where nothing may be tried, what is known of the mode in use has to do: it was enough to choose it.
-        patience = STILL_TRYING if tries else 1.0
+        patience = STILL_TRYING if may_try_open else 1.0
         return cls(
             services=services,
             trainers=trainers,
             mode=present,
-            margin_ns=margin_ns,
             known=known,
-            may_try=tries,
+            may_try_open=may_try_open,
+            may_try_shares=may_try_shares,
             tried={
                 mode: found
                 for mode, found in seen.items()
@@ -286,7 +332,7 @@ def _shares(total: int) -> tuple[Mode, ...]:
 
 
 def _is_enough(seen: Evidence, times: float) -> bool:
-    in_vain = seen.time_ns >= times * IN_VAIN_NS
+    in_vain = seen.time_ns >= times * IN_VAIN_NS or seen.least_leeway < UNLUCKY
     return in_vain or (seen.beside_requests >= times * TRIED_REQUESTS and seen.time_ns >= times * TRIED_NS)
 
 
