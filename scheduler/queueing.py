@@ -22,6 +22,7 @@ SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
 LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
+NO_INFLATION = 1.03  # is within what is measured
 _NO_SLACK = 1e-6  # time that is a rounding error
 
 
@@ -71,7 +72,7 @@ def _on_grid(queue: Queue) -> Queue:
 
 @cache
 def _best_rung(queue: Queue, target: float) -> int:
-    if queue.inflation <= 1:
+    if queue.inflation <= NO_INFLATION:
         return len(LIMITS) - 1  # nothing is gained by closing
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
     limits = LIMITS[1:]  # longer and longer queues, more and more late
@@ -90,27 +91,24 @@ def alone_p99(load: float) -> float:
 @cache
 def _play(queue: Queue, limit: int) -> Play:
     works, arrivals = _works(queue.spread), _arrivals(queue.load)
-    inflation, slo = queue.inflation, queue.slo
-    closes_at = slo - queue.margin
+    inflation = queue.inflation
     most_open = math.inf if limit == FREE else limit
     loss = 1 - 1 / inflation  # of time while the gate is open
     # What still runs after a close, usually half of the most. Where every request closes, it is in the times alone.
     drain = queue.margin / 2
-    is_open = limit > 0
     now = idle = beside = 0.0
-    lost = 0.0  # time that was not worked, so that slack = arrival + SLO - margin - work up to its own's end - lost
+    slacks = _Slacks(closes=limit != FREE)
+    is_open = limit > 0
     first = late = 0
     left = works[0]  # of the first in the queue
     work = 0.0  # of all that have come
-    # Slack but for `lost`, and whose: of those with less of it than all behind them, so that the front has the least.
-    tight: deque[tuple[float, int]] = deque()
     for taken, coming in enumerate((*arrivals, math.inf)):
         while first < taken:
-            slack = tight[0][0] - lost if limit != FREE else math.inf
+            slack = slacks.least()
             if taken - first > most_open or slack <= _NO_SLACK:
                 if is_open:
                     left += drain
-                    lost += drain
+                    slacks.lose(drain)
                     is_open = False
                 if now + left > coming:
                     left -= coming - now
@@ -122,32 +120,55 @@ def _play(queue: Queue, limit: int) -> Play:
                 until = min(coming, now + left * inflation, now + slack / loss if loss > 0 else math.inf)
                 spent = until - now
                 beside += spent
-                lost += spent * loss
+                slacks.lose(spent * loss)
                 left -= spent * (1 - loss)
                 now = until
                 if left > _NO_SLACK:
                     if now == coming:
                         break
                     continue
-            late += now > arrivals[first] + slo + _NO_SLACK
-            if tight and tight[0][1] == first:
-                tight.popleft()
+            late += now > arrivals[first] + queue.slo + _NO_SLACK
+            slacks.drop(first)
             first += 1
             left = works[first] if first < len(works) else 0.0
         if taken == len(works):
             break
         if first == taken:
             idle += coming - now
-            lost += coming - now
+            slacks.lose(coming - now)
             now = coming
             is_open = limit > 0
         work += works[taken]
-        if limit != FREE:
-            slack = coming + closes_at - work
-            while tight and tight[-1][0] >= slack:
-                tight.pop()
-            tight.append((slack, taken))
+        slacks.add(coming + queue.slo - queue.margin - work, taken)
     return Play(late / len(works), idle / now, beside / now)
+
+
+class _Slacks:
+    """The slack of open requests. Time in which no work is done is lost to all of them alike."""
+
+    def __init__(self, *, closes: bool) -> None:
+        self._closes = closes  # else nobody asks
+        self._lost = 0.0
+        # But for the time lost, and whose: of those with less of it than all behind them, so that the front has least.
+        self._least = deque[tuple[float, int]]()
+
+    def least(self) -> float:
+        return self._least[0][0] - self._lost if self._closes else math.inf
+
+    def lose(self, time: float) -> None:
+        self._lost += time
+
+    def add(self, slack: float, whose: int) -> None:
+        """``slack``: had no time been lost since the start."""
+        if not self._closes:
+            return
+        while self._least and self._least[-1][0] >= slack:
+            self._least.pop()
+        self._least.append((slack, whose))
+
+    def drop(self, whose: int) -> None:
+        if self._least and self._least[0][1] == whose:
+            self._least.popleft()
 
 
 @cache

@@ -55,7 +55,7 @@ TRIED_NS = 1_500_000_000
 IN_VAIN_NS = 10_000_000_000
 LONGEST_HARM = 2.0  # of a trainer's longest op, in what training as a whole costs requests per time
 GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
-HOPED_INFLATION = 1.5  # where not even this would leave a request any slack, nothing is tried
+HOPED_INFLATION = 1.2  # where not even this would leave a request any slack, nothing is tried
 HARSH_INFLATION = 4.0  # of one that was tried in vain
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
 STILL_TRYING = 1.3  # a mode in use is tried for longer than is asked of one that is not: the edge is crossed once
@@ -176,6 +176,9 @@ class Herald:
         if queue is None:
             return int(known.slo - known.margin(GUESSED_INFLATION) > known.spread or known.is_delayed)
         leeway = known.leeway.get(mode, 0.0) if self.feedback else 0.0
+        if queue.inflation <= queueing.NO_INFLATION:
+            # Nothing is gained by closing, whatever made requests late: but of one that is about to be, see to it.
+            return queueing.FREE if leeway >= 0 else queueing.NO_LIMIT
         # With leeway to spare, as if twice as many requests might be late.
         target = 2 * known.target - 1 if leeway >= feedback.MOST else known.target
         return queueing.LIMITS[max(0, queueing.best_rung(queue, target) + min(0, int(leeway)))]
