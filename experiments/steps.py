@@ -13,10 +13,11 @@ from herald.experiments.arrivals import Poisson, Steps
 from herald.experiments.crew import Pair
 from herald.experiments.measures import summary
 from herald.experiments.plan import existing_profile
+from herald.experiments.probes import probing, service_times
 from herald.experiments.rows import Row
 from herald.experiments.settings import SETTINGS, Setting
 from herald.experiments.stage import Stage, Start
-from herald.experiments.sweep_runner import START_S, Log, measured, probing, service_time
+from herald.experiments.sweep_runner import START_S, Log, measured
 from herald.experiments.trial import Terms
 
 KIND = "steps"
@@ -73,7 +74,7 @@ def run(case: Staircase, log: Log, *, start: Start, log_dir: Path) -> int:
     with stage(mps=False) as without:
         with probing(case.pair.inference, case.device, case.seed, start) as probe:
             without.prepare(references)
-            service = service_time(probe)
+            service = service_times([probe])
         ascent = _Ascent(case, log, service)
         mps = case.device == "cuda"  # the loads change, so that there is none to choose for
         alone, _ = (ascent.measure(setting, without, None) for setting in references)

@@ -27,6 +27,7 @@ CONTROLLER = "herald"  # the family of which one MPS state is chosen per pair
 LEARN_SEED = 1_000_000_000  # added to the seed: arrivals that no measured run has
 SERVICE_TIME_KIND = "service-time"
 SLO_KIND = "slo-reference"
+ARRIVALS = "typical"  # rows of before had plain ones: another p99 alone
 LEARNING_KIND = "learning"
 
 
@@ -82,6 +83,7 @@ class SweepKey:
     load: float | None
     rate_hz: float | None  # where it is given instead of a load
     seed: int
+    arrivals: str
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,14 @@ def middle(factors: Sequence[float]) -> float:
 
 def case(sweep: Sweep, pair: Pair) -> dict[str, Any]:
     """What the rows of references are found by."""
-    return {"pair": str(pair), "device": sweep.device, "load": sweep.load, "rate_hz": sweep.rate_hz, "seed": sweep.seed}
+    return {
+        "pair": str(pair),
+        "device": sweep.device,
+        "load": sweep.load,
+        "rate_hz": sweep.rate_hz,
+        "seed": sweep.seed,
+        "arrivals": ARRIVALS,
+    }
 
 
 def _factors(sweep: Sweep, setting: Setting) -> Sequence[float | None]:

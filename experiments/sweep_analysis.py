@@ -16,7 +16,7 @@ from herald.experiments.rows import Row, of_kind
 from herald.experiments.settings import SETTINGS
 from herald.experiments.shares import Share
 
-_CASE = ("pair", "device", "load", "rate_hz", "seed", "seconds")
+_CASE = ("pair", "device", "load", "rate_hz", "seed", "arrivals", "seconds")
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     """One per pair and load, in the order in which they were first measured."""
     cases: dict[tuple[object, ...], list[Row]] = {}
     for row in of_kind(rows, kind):
-        cases.setdefault(tuple(row["key"][name] for name in _CASE), []).append(row)
+        cases.setdefault(tuple(row["key"].get(name) for name in _CASE), []).append(row)
     services = {(row["workload"], row["device"]): row for row in reversed(of_kind(rows, sweep.SERVICE_TIME_KIND))}
     references = reversed(of_kind(rows, sweep.SLO_KIND))
-    p99_ms = {tuple(row[name] for name in _CASE[:-1]): float(row["p99_ms"]) for row in references}
+    p99_ms = {tuple(row.get(name) for name in _CASE[:-1]): float(row["p99_ms"]) for row in references}
     return [
         _standing(
             members,

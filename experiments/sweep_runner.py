@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from herald.errors import ConfigError, HeraldError
 from herald.experiments import arrivals as arrivals_data
 from herald.experiments import measures, provenance, rows, settings, sweep
 from herald.experiments.arrivals import Arrivals
-from herald.experiments.crew import LOAD_TIMEOUT_S, Pair, launch_for, send_load
+from herald.experiments.crew import Pair
 from herald.experiments.domain import DaemonFailed, private_mps
+from herald.experiments.probes import probing, service_times
 from herald.experiments.process import Channel, WorkerError
 from herald.experiments.rows import Row
 from herald.experiments.runner import OutOfTime
@@ -27,9 +27,6 @@ from herald.experiments.trial import Terms, Trial
 START_S = 25.0  # all processes of a pair at the same time
 RUN_OVERHEAD_S = 2.0  # attach, settle, common start, detach
 END_S = 10.0  # all processes and MPS
-PROBE_S = 2.0  # of requests back to back, for the time of one
-PROBE_TIMEOUT_S = 120.0
-PROFILED_REQUESTS = 10
 _BULKY = ("scheduled_s", "service_ms", "step_ms")  # follow from a row's arrivals, or are not asked for
 
 
@@ -215,41 +212,6 @@ class SweepRunner:
         return {"kind": sweep.SERVICE_TIME_KIND, **service_case(self.experiment, pair), **service_times(probes)}
 
 
-@contextmanager
-def probing(workload: str, device: str, seed: int, start: Start, mps_pipe: str | None = None) -> Iterator[Channel]:
-    """A service process of its own, loading; `service_time` awaits it."""
-    launch = launch_for("inference", settings.alone("inference", mps=mps_pipe is not None), device, mps_pipe)
-    probe = start(replace(launch, name="probe-mps" if mps_pipe else "probe"))
-    try:
-        send_load(probe, workload, device, seed)
-        yield probe
-    finally:
-        probe.close()
-
-
-def service_times(probes: Sequence[Channel]) -> Row:
-    """`service_time` of the first, and slowdown: the mean of the second, which is under MPS, over that of the first."""
-    first = service_time(probes[0])
-    slowdown = [request_times(probe)["mean_s"] / first["mean_s"] for probe in probes[1:]]
-    return {**first, "slowdown": round(slowdown[0], 4) if slowdown else 1.0}
-
-
-def service_time(probe: Channel) -> Row:
-    """Requests back to back, as `request_times`, and the share of a request in which the device works for it."""
-    times = request_times(probe)
-    share = probe.call("instrument", timeout_s=PROBE_TIMEOUT_S, name="device-share", requests=PROFILED_REQUESTS)
-    return {**times, "busy_share": round(float(share["busy_share"]), 4)}
-
-
-def request_times(probe: Channel) -> Row:
-    """Requests back to back: mean_s, p50_s, count."""
-    probe.receive(LOAD_TIMEOUT_S)
-    first = probe.call("steps", timeout_s=PROBE_TIMEOUT_S, count=PROFILED_REQUESTS)["step_s"]
-    count = int(min(2000, max(PROFILED_REQUESTS, PROBE_S / fmean(first))))
-    step_s = probe.call("steps", timeout_s=PROBE_TIMEOUT_S, count=count)["step_s"]
-    return {"mean_s": round(fmean(step_s), 6), "p50_s": round(median(step_s), 6), "count": count}
-
-
 def service_case(experiment: Sweep, pair: Pair) -> dict[str, Any]:
     """What the time alone of a pair's service is found by: the same for all loads."""
     return {"workload": pair.inference, "device": experiment.device}
@@ -261,7 +223,7 @@ def reference_latencies_ms(known: Sequence[Row], kind: str, case: Mapping[str, A
     return [
         latency
         for row in rows.of_kind(known, kind)
-        if all(row["key"][name] == value for name, value in wanted.items())
+        if all(row["key"].get(name) == value for name, value in wanted.items())
         for latency in row["inference"]["latency_ms"]
     ]
 

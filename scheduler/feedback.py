@@ -1,9 +1,9 @@
-"""The control law that corrects the policy's model by what came of it: pure arithmetic, one number per service.
+"""The control law that corrects the policy's model by what came of it: an account per service and SLO.
 
-The *leeway* of a service, in whole rungs of the ladder `queueing.LIMITS`, takes so many off the number of requests that
-may be open before the gate closes, as the model has it. Success adds no rung, since rungs may lie far apart where the
-load is high: at MOST the model may let twice as many requests be late. The leeway is itself moved by a weighted up-down
-staircase (Kaernbach 1991):
+The *leeway*, in whole rungs of the ladder `queueing.LIMITS`, takes so many off the number of requests that may be open
+before the gate closes, as the model has it. Success adds no rung, since rungs may lie far apart where
+the load is high: at MOST the model may let twice as many requests be late. The leeway is itself moved by a weighted
+up-down staircase (Kaernbach 1991):
 
     a request that missed its SLO and would have met it alone:   leeway -= DOWN
     a request that met its SLO:                                  leeway += DOWN x b / (1 - b),   b = `budget`
@@ -12,13 +12,65 @@ The two balance where a share b of requests misses on training's account: half o
 leave of it that would have missed alone, too. The step down is two hundred times the step up (at a target of 99 %), so
 there is nothing to oscillate: after a disturbance a handful of misses reaches the strict plan, and the way back takes
 hundreds of requests.
+
+Who would have met the SLO alone is worked out from the usual time alone, and a host that stalls is not usual. So what
+was late behind a gate that closed at once, beyond what the usual time explains, is expected of an open one, too, and
+not charged. Nor is a miss while the gate closes at once: nothing was lenient. There is one leeway for all open modes:
+what the model does not know of the service (its arrivals, its stalls) is the same in all of them.
 """
+
+from dataclasses import dataclass, field
 
 DOWN = 1.0  # rungs, per miss
 MOST = 1.0  # from here on the model is taken to be too careful
 LEAST = -10.0  # from any rung to the lowest
 MOST_SHARE, LEAST_SHARE = 0.5, 0.2  # of what the target allows, for training
 SAFETY = 0.85  # of what the target allows, for all
+HALF_LIFE = 1_500  # requests
+FEWEST = 500  # requests: of fewer, one is no share
+
+
+@dataclass
+class Share:
+    """A share of the last requests."""
+
+    requests: float = 0
+    counted: float = 0
+
+    def add(self, requests: int, counted: int) -> None:
+        """So many requests more, of which some count."""
+        keep = 0.5 ** (requests / HALF_LIFE)
+        self.requests = self.requests * keep + requests
+        self.counted = self.counted * keep + counted
+
+    @property
+    def value(self) -> float:
+        """0 to 1."""
+        return self.counted / max(self.requests, FEWEST)
+
+
+@dataclass
+class Account:
+    """What came of the requests of one service under one SLO."""
+
+    leeway: float = 0.0
+    late_closed: Share = field(default_factory=Share)  # behind a gate that closes at once
+    late_anyway: Share = field(default_factory=Share)  # behind one that does not: would have been late alone, too
+
+    def book(self, *, closed: bool, met: int, missed: int, anyway: int, target: float) -> None:
+        """Requests that were done, with a gate that closes at once or one that does not: ``anyway`` of the ``missed``
+        would have missed alone, too.
+        """
+        requests = met + missed
+        if closed:
+            self.late_closed.add(requests, missed)
+            charged = 0.0
+        else:
+            self.late_anyway.add(requests, anyway)
+            excused = max(0.0, self.late_closed.value - self.late_anyway.value) * requests
+            charged = max(0.0, missed - anyway) - excused
+        share = budget(target, max(self.late_closed.value, self.late_anyway.value))
+        self.leeway = step(self.leeway, met=met, charged=charged, budget=share)
 
 
 def budget(target: float, anyway: float) -> float:
@@ -27,8 +79,7 @@ def budget(target: float, anyway: float) -> float:
     return min(MOST_SHARE * allowed, max(LEAST_SHARE * allowed, SAFETY * allowed - anyway))
 
 
-def step(leeway: float, *, met: int, missed: int, target: float, anyway: float = 0.0) -> float:
-    """The leeway after ``met`` requests that met their SLO and ``missed`` ones that training made miss it."""
-    share = budget(target, anyway)
-    moved = leeway + DOWN * (met * share / (1 - share) - missed)
+def step(leeway: float, *, met: int, charged: float, budget: float) -> float:
+    """The leeway after ``met`` requests that met their SLO and ``charged`` ones that training made miss it."""
+    moved = leeway + DOWN * (met * budget / (1 - budget) - charged)
     return min(MOST, max(LEAST, moved))

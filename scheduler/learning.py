@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from herald.job_view import JobView
-from herald.scheduler import feedback
+from herald.scheduler.feedback import Account
 from herald.scheduler.recent import Windows
 from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory, Mode, Service, Snapshot, Trainer
 
@@ -53,23 +53,6 @@ class _TimeAlone:
     @property
     def mean_ns(self) -> float | None:
         return self.total_ns / self.requests if self.requests else None
-
-
-@dataclass
-class _Judged:
-    """Of some two thousand requests: how many would have missed their SLO alone, too."""
-
-    requests: float = 0
-    anyway: float = 0
-
-    def add(self, requests: int, anyway: int) -> None:
-        keep = 0.5 ** (requests / 1_500)
-        self.requests = self.requests * keep + requests
-        self.anyway = self.anyway * keep + anyway
-
-    @property
-    def share(self) -> float:
-        return self.anyway / max(self.requests, 500)  # of a few requests, one is no share
 
 
 @dataclass
@@ -118,10 +101,13 @@ class _ServiceWindow:
 
     requests: float = 0
     total_ns: float = 0
+    missed: float = 0  # on training's account
 
-    def add(self, requests: int, total_ns: int, keep: float) -> None:
-        self.requests = self.requests * keep + requests
-        self.total_ns = self.total_ns * keep + total_ns
+    def add(self, was: Service, now: Service, keep: float) -> None:
+        missed = (now.missed - now.missed_anyway) - (was.missed - was.missed_anyway)
+        self.requests = self.requests * keep + now.beside_requests - was.beside_requests
+        self.total_ns = self.total_ns * keep + now.beside_ns - was.beside_ns
+        self.missed = self.missed * keep + max(0, missed)
 
     def inflation(self, alone_ns: float) -> float | None:
         return self.total_ns / self.requests / alone_ns if self.requests >= 1 else None
@@ -161,12 +147,12 @@ class _TrainerWindow:
 @dataclass
 class _ModeWindow:
     time_ns: float = 0
-    least_leeway: float = 0
     seen_ns: int = 0
     services: dict[str, _ServiceWindow] = field(default_factory=dict)
     trainers: dict[str, _TrainerWindow] = field(default_factory=dict)
 
 
+_Promise = tuple[str, int | None]  # a service's name and its SLO: another SLO is another account
 _Group = tuple[str, tuple[str, ...], tuple[str, ...]]  # device, services, trainers
 
 
@@ -176,8 +162,7 @@ class Observer:
     def __init__(self) -> None:
         self._alone: dict[str, _TimeAlone] = {}
         self._windows: dict[tuple[_Group, Mode], _ModeWindow] = {}
-        self._leeway: dict[str, dict[Mode, float]] = {}
-        self._anyway: dict[str, _Judged] = {}
+        self._accounts: dict[_Promise, Account] = {}
         self._rates: dict[str, _Rate] = {}
         self._modes: dict[str, Mode] = {}  # by device
         self._mode_since_ns: dict[str, int] = {}
@@ -213,7 +198,6 @@ class Observer:
                 self._learn_service(was, now, elapsed_ns)
         for device in {service.device for service in after.services}:
             group = _group(after, device)
-            self._note_luck(group, now_ns)
             if _keys(after, device) != _keys(before, device):
                 self._joined_ns[device] = now_ns
             settled = self._last_ns - self._mode_since_ns.get(device, 0) >= SETTLING_NS
@@ -227,30 +211,14 @@ class Observer:
     def _learn_service(self, was: Service, now: Service, elapsed_ns: int) -> None:
         alone = self._alone.setdefault(now.name, _TimeAlone())
         alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now)
-        self._learn_leeway(was, now)
+        self._accounts.setdefault(_promise(now), Account()).book(
+            closed=self._modes.get(now.device, CLOSED).closed,
+            met=now.met - was.met,
+            missed=now.missed - was.missed,
+            anyway=now.missed_anyway - was.missed_anyway,
+            target=now.target,
+        )
         self._rates.setdefault(now.name, _Rate()).add(now.work_begun - was.work_begun, elapsed_ns)
-
-    def _learn_leeway(self, was: Service, now: Service) -> None:
-        """A miss is charged to the mode in use; behind a gate that closes at once none is leniency's."""
-        modes = self._leeway.setdefault(now.name, {})
-        present = self._modes.get(now.device, CLOSED)
-        if not present.closed:
-            modes.setdefault(present, 0.0)
-        met, anyway = now.met - was.met, now.missed_anyway - was.missed_anyway
-        missed = max(0, now.missed - was.missed - anyway)
-        judged = self._anyway.setdefault(now.name, _Judged())
-        judged.add(met + missed + anyway, anyway)
-        for mode, leeway in modes.items():
-            charged = missed if mode == present else 0
-            modes[mode] = feedback.step(leeway, met=met, missed=charged, target=now.target, anyway=judged.share)
-
-    def _note_luck(self, group: _Group, now_ns: int) -> None:
-        """How far the leeway has been down in the mode in use."""
-        mode = self._modes.get(group[0], CLOSED)
-        least = min((self._leeway.get(name, {}).get(mode, 0.0) for name in group[1]), default=0.0)
-        if least < 0:
-            window = self._windows.setdefault((group, mode), _ModeWindow(seen_ns=now_ns))
-            window.least_leeway = min(window.least_leeway, least)
 
     def _learn_mode(
         self,
@@ -271,8 +239,7 @@ class Observer:
         keep = 0.5 ** (elapsed_ns / HALF_LIFE_NS)
         window.time_ns = window.time_ns * keep + elapsed_ns
         for was, now in services:
-            requests, total_ns = now.beside_requests - was.beside_requests, now.beside_ns - was.beside_ns
-            window.services.setdefault(now.name, _ServiceWindow()).add(requests, total_ns, keep)
+            window.services.setdefault(now.name, _ServiceWindow()).add(was, now, keep)
         busy_ns = min(elapsed_ns, max(now.busy_ns - was.busy_ns for was, now in services))
         beside_ns = min(elapsed_ns, max(now.busy_open_ns - was.busy_open_ns for was, now in services))
         for trained, training in trainers:
@@ -290,7 +257,7 @@ class Observer:
         return Memory(
             evidence=self._evidence(snapshot, mean_ns),
             mode=dict(self._modes),
-            leeway={s.key: self._leeway[s.name] for s in snapshot.services if s.name in self._leeway},
+            leeway={s.key: account.leeway for s in snapshot.services if (account := self._accounts.get(_promise(s)))},
             load={
                 s.key: self._rates[s.name].per_ns * mean_ns[s.key]
                 for s in snapshot.services
@@ -320,9 +287,13 @@ class Observer:
                 inflation={key: value for key, value in inflation.items() if value is not None},
                 rate_beside={key: beside for key, (_, beside) in rates.items()},
                 rate_idle={key: idle for key, (idle, _) in rates.items()},
-                least_leeway=window.least_leeway,
+                missed=max((window.services[s.name].missed for s in services), default=0.0),
             )
         return found
+
+
+def _promise(service: Service) -> _Promise:
+    return service.name, service.slo_ns
 
 
 def _keys(snapshot: Snapshot, device: str) -> set[JobKey]:

@@ -93,7 +93,7 @@ GAUGES = (
             lambda js: max(j.sm_granted for j in js), "low"),
     GaugeOf("herald_gate_coverage_ratio", "Share of device time that passed the gate, since each job attached.",
             lambda js: _ratio(sum(j.covered_ns for j in js), sum(j.sampled_ns for j in js)), "low"),
-    GaugeOf("herald_longest_ungated_seconds", "Longest predicted stretch that a closing gate cannot stop.",
+    GaugeOf("herald_longest_ungated_seconds", "Longest stretch that a closing gate cannot stop.",
             lambda js: max(j.longest_op_ns for j in js) / 1e9, "low"),
 )  # fmt: skip
 

@@ -75,7 +75,9 @@ def _best_rung(queue: Queue, target: float) -> int:
     if queue.inflation <= NO_INFLATION:
         return len(LIMITS) - 1  # nothing is gained by closing
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
-    limits = LIMITS[1:]  # longer and longer queues, more and more late
+    if _play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough
+        return len(LIMITS) - 1
+    limits = LIMITS[1:-1]  # longer and longer queues, more and more late
     return bisect_right(limits, allowed, key=lambda limit: _play(queue, limit).late)
 
 
@@ -94,11 +96,11 @@ def _play(queue: Queue, limit: int) -> Play:
     inflation = queue.inflation
     most_open = math.inf if limit == FREE else limit
     loss = 1 - 1 / inflation  # of time while the gate is open
-    # What still runs after a close, usually half of the most. Where every request closes, it is in the times alone.
+    # What still runs after a close, usually half of the most. At a request's begin, it is in the times alone.
     drain = queue.margin / 2
     now = idle = beside = 0.0
     slacks = _Slacks(closes=limit != FREE)
-    is_open = limit > 0
+    is_open = False  # to a request that is open
     first = late = 0
     left = works[0]  # of the first in the queue
     work = 0.0  # of all that have come
@@ -137,7 +139,7 @@ def _play(queue: Queue, limit: int) -> Play:
             idle += coming - now
             slacks.lose(coming - now)
             now = coming
-            is_open = limit > 0
+            is_open = False
         work += works[taken]
         slacks.add(coming + queue.slo - queue.margin - work, taken)
     return Play(late / len(works), idle / now, beside / now)

@@ -101,7 +101,7 @@ class Evidence:
     rate_idle: Mapping[JobKey, float] = field(
         default_factory=lambda: MappingProxyType({})
     )  # of each trainer while no request is open
-    least_leeway: float = 0  # of any service while it was in use
+    missed: float = 0  # on training's account, by the service that missed most
 
     def in_words(self) -> str:
         """For a log."""
@@ -130,9 +130,7 @@ class Memory:
 
     evidence: Mapping[tuple[str, Mode], Evidence] = field(default_factory=lambda: MappingProxyType({}))  # by device
     mode: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # of each device now
-    leeway: Mapping[JobKey, Mapping[Mode, float]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )  # in rungs, of the open modes that were in use, see `feedback`
+    leeway: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # in rungs, see `feedback`
     load: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # arrivals x mean time alone
     alone_mean_ns: Mapping[JobKey, float] = field(default_factory=lambda: MappingProxyType({}))  # of a request
     alone_high_ns: Mapping[JobKey, int] = field(default_factory=lambda: MappingProxyType({}))  # the same, high quantile

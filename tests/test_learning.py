@@ -1,7 +1,5 @@
 """What the observer makes of rows: time alone, inflation and rates of each mode, load, leeway; kept by name."""
 
-from collections.abc import Mapping
-
 import pytest
 
 from herald.fakes import FakeClock, MemoryTable, memory_table
@@ -146,7 +144,7 @@ def test_another_neighbour_is_another_pair(world: World) -> None:
     assert (GPU, OPEN) not in world.look().memory.evidence
 
 
-def missed(world: World, count: int, *, anyway: int = 0, met: int = 0) -> Mapping[Mode, float]:
+def missed(world: World, count: int, *, anyway: int = 0, met: int = 0) -> float:
     """The leeway after so many more requests."""
     row = world.table._rows[world.service]
     row.slo_missed += count
@@ -159,22 +157,18 @@ def missed(world: World, count: int, *, anyway: int = 0, met: int = 0) -> Mappin
 def test_only_misses_on_account_of_training_cost_leeway(world: World) -> None:
     world.observer.decided(Decision(modes={GPU: OPEN}))
     world.look()
-    assert missed(world, 4, anyway=4) == {OPEN: 0}
-    assert missed(world, 2)[OPEN] == pytest.approx(-2.0)
+    assert missed(world, 4, anyway=4) == 0
+    assert missed(world, 2) == pytest.approx(-2.0)
 
 
-def test_a_miss_is_charged_to_the_mode_in_use_and_time_heals_all(world: World) -> None:
-    narrow = Mode(closed=False, sm_count=116)
+def test_misses_are_booked_under_the_mode_and_the_slo_of_then(world: World) -> None:
     world.look()
-    assert missed(world, 3) == {}, "behind a gate that closes at once nothing was lenient"
+    assert missed(world, 3) == 0, "behind a gate that closes at once nothing was lenient"
     world.observer.decided(Decision(modes={GPU: OPEN}))
-    missed(world, 3)
-    world.observer.decided(Decision(modes={GPU: narrow}))
-    leeway = missed(world, 1, met=199)
-    assert leeway[OPEN] == pytest.approx(-2.0, abs=0.01)
-    assert leeway[narrow] == pytest.approx(0.0, abs=0.01)
-    world.observer.decided(Decision(modes={GPU: CLOSED}))
-    assert missed(world, 0, met=398)[OPEN] == pytest.approx(0.0, abs=0.02)
+    assert missed(world, 3) == pytest.approx(-3.0, abs=0.05)
+    world.table._rows[world.service].slo_ns = 100 * MS
+    world.clock.advance(LOOK_NS)
+    assert world.look().memory.leeway[key(world)] == 0
 
 
 def test_a_mode_in_which_requests_are_faster_is_told_as_such(world: World) -> None:

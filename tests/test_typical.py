@@ -33,12 +33,26 @@ def test_plain_sequences_of_that_length_do_not() -> None:
     assert np.mean(far) > 1 / 3
 
 
+@pytest.mark.parametrize("slowdown", [1.3, 1.6])
+def test_neither_protection_nor_its_lack_is_favoured(slowdown: float) -> None:
+    """A slowed queue has as many late requests as in a long run, where plain sequences have anything."""
+    slo_s = 1.5 * SERVICE_S * p99_alone(Poisson(RATE_HZ, seed=12345), 20_000)
+
+    def late(arrivals: Poisson, seconds: float) -> float:
+        latencies_s = latencies_alone(np.array(arrivals.times_s(seconds)), SERVICE_S * slowdown)
+        return float(np.mean(latencies_s > slo_s))
+
+    long_run = late(Poisson(RATE_HZ, seed=12345), 20_000)
+    typical_runs = np.mean([late(typical(RATE_HZ, SERVICE_S, 8.0, s), 8.0) for s in range(8)])
+    assert typical_runs == pytest.approx(long_run, rel=0.2, abs=0.015)
+
+
 def test_equal_arguments_equal_arrivals_and_another_seed_others() -> None:
     first = typical(RATE_HZ, SERVICE_S, 5.0, 0)
     assert first == typical(RATE_HZ, SERVICE_S, 5.0, 0)
     assert first != typical(RATE_HZ, SERVICE_S, 5.0, 1)
 
 
-@pytest.mark.parametrize(("rate_hz", "seconds"), [(100.0, 2.0), (1.0, 0.001)])
+@pytest.mark.parametrize(("rate_hz", "seconds"), [(100.0, 2.0), (1.0, 0.001), (0.001, 5.0)])
 def test_overload_and_hardly_any_requests_get_some_sequence(rate_hz: float, seconds: float) -> None:
     assert typical(rate_hz, SERVICE_S, seconds, 0).rate_hz == rate_hz

@@ -150,7 +150,7 @@ struct JobRow {
   a64 gate_wait_ns;    // host gate: total
   a64 gated_ns;        // predicted device time behind the gate
   a64 light_ns;        // predicted device time let through as light
-  a64 longest_op_ns;   // longest predicted stretch that a close cannot stop
+  a64 longest_op_ns;   // longest stretch that a close cannot stop: of an op, or lately measured
   a64 throttle_ns;     // host time spent bounding the run-ahead
   a32 armed;           // 1: the hook is on, or a close wakes it; 0: it rests, since no service could close its gates
   a32 sm_total;        // SMs of its device if it can keep to a share of them; 0: it cannot

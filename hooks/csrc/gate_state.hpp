@@ -91,6 +91,11 @@ class GateState {
     publish_stretch();
   }
 
+  // From now on ops come by, and nothing is left to drain but them.
+  void forget_drains() {
+    if (longest_drain_ns_.exchange(0) != 0) publish_stretch();
+  }
+
   bool has_backlog() const {
     for (size_t i = 0; progress_ && i < kLanes && lanes_[i].stream.load(std::memory_order_acquire) != 0; ++i) {
       const uint32_t done_us = progress_[i].load(std::memory_order_relaxed);

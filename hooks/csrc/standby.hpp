@@ -66,7 +66,8 @@ class Standby {
     pace_.look({now, listens(), opened, gate_.counted().total_ns(), throttled, gate_.has_backlog()});
     const bool pays = gate_.is_cuda() && pace_.is_host_bound() && steps_.is_regular(now) && !drains_.refuse(now) &&
                       !gate_.is_limited() && gate_.uses_one_device();
-    on_.store(pays || forced_.load(std::memory_order_relaxed), std::memory_order_release);
+    const bool on = pays || forced_.load(std::memory_order_relaxed);
+    if (on_.exchange(on, std::memory_order_acq_rel) && !on) gate_.forget_drains();
     return now + (pace_.is_known() || !listens() ? kLookNs : kQuickLookNs);
   }
 

@@ -20,7 +20,7 @@ Arguments leave parts out, for ablations: no-space (no SM shares), no-time (the 
 closes when a request begins), no-feedback (no leeway).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -56,13 +56,15 @@ IN_VAIN_NS = 10_000_000_000
 LONGEST_HARM = 2.0  # of a trainer's longest op, in what training as a whole costs requests per time
 GUESSED_INFLATION = 2.0  # of a mode that was not tried: two jobs that share evenly
 HOPED_INFLATION = 1.2  # where not even this would leave a request any slack, nothing is tried
-HARSH_INFLATION = 4.0  # of one that was tried in vain
+HARSH_INFLATION = 4.0  # of one in which not even a few requests ran
+A_FEW = 3
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
 STILL_TRYING = 1.3  # a mode in use is tried for longer than is asked of one that is not: the edge is crossed once
 HYSTERESIS = 1.05  # of a mode with a share: SMs change hands, and training's memory is warm for another stream
 KEPT = 1.01  # of one without
 WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it leaves hope for a larger one
-UNLUCKY = -1.5  # with less leeway, nothing new is tried
+UNLUCKY = -1.5  # with less leeway, nothing new is tried, and what is being tried has to wait
+HOPELESS = 4.0  # misses on training's account: what had so many was tried enough
 SHARES = (1 / 8, 1 / 2)  # of the SMs, kept free of trainers
 SM_GROUP = 8
 
@@ -111,23 +113,25 @@ class Herald:
             for mode, prospect in prospects.items()
             if prospect is not None and (mode.closed or any(prospect.limits) or not self.laxity)
         }
-        may_be_tried = (view.may_try_open, view.may_try_shares)
-        untried = next(
-            (mode for mode, prospect in prospects.items() if prospect is None and may_be_tried[mode.sm_count > 0]), None
-        )
+        may_try = (view.may_try_open, view.may_try_shares)
+        untried = next((m for m, prospect in prospects.items() if prospect is None and may_try[m.sm_count > 0]), None)
         if untried is not None:
-            shares = [value for mode, value in worth.items() if mode.sm_count]
+            shares = [prospect.worth for mode, prospect in prospects.items() if prospect and mode.sm_count]
             # What a small share does not bring, a larger one does not.
             if not shares or min(shares) >= WORTH_MORE * worth.get(OPEN, 0.0):
                 return untried
         best = max(worth, key=worth.__getitem__, default=OPEN)
+        if view.mode not in prospects:
+            return best
         worth.setdefault(best, 0.0)
         kept = HYSTERESIS if best.sm_count not in (0, view.mode.sm_count) else KEPT
         return view.mode if worth.get(view.mode, 0.0) * kept >= worth[best] else best
 
-    def _may_try(self, services: Iterable["_Known"], present: Mode) -> tuple[bool, bool]:
+    def _may_try(self, services: Collection["_Known"]) -> tuple[bool, bool]:
         """Whether these could bear a mode that nothing is known of: (open, with a share)."""
-        lucky = all(not self.feedback or known.leeway.get(present, 0.0) >= UNLUCKY for known in services)
+        if not self.time:
+            return True, True
+        lucky = not self.feedback or all(known.leeway >= UNLUCKY for known in services)
         slack = [queueing.best_rung(known.queue(HOPED_INFLATION), known.target) > 0 for known in services]
         shares = lucky and all(has or known.is_delayed for has, known in zip(slack, services, strict=True))
         return shares and all(slack), shares
@@ -175,10 +179,7 @@ class Herald:
         # To try a mode at all, one request has to be open in it; the slack that it spends is its own.
         if queue is None:
             return int(known.slo - known.margin(GUESSED_INFLATION) > known.spread or known.is_delayed)
-        leeway = known.leeway.get(mode, 0.0) if self.feedback else 0.0
-        if queue.inflation <= queueing.NO_INFLATION:
-            # Nothing is gained by closing, whatever made requests late: but of one that is about to be, see to it.
-            return queueing.FREE if leeway >= 0 else queueing.NO_LIMIT
+        leeway = known.leeway if self.feedback else 0.0
         # With leeway to spare, as if twice as many requests might be late.
         target = 2 * known.target - 1 if leeway >= feedback.MOST else known.target
         return queueing.LIMITS[max(0, queueing.best_rung(queue, target) + min(0, int(leeway)))]
@@ -217,12 +218,13 @@ class _Known(NamedTuple):
     key: JobKey
     target: float
     has_slo: bool
+    mps: bool
     load: float  # arrival rate x mean time
     slo: float
     residual: float  # what still runs once the gate closes
     spread: float  # a long service time
     alone_ns: float  # the same, not in means
-    leeway: Mapping[Mode, float]  # in rungs
+    leeway: float  # in rungs
     mean_ns: float
 
     @classmethod
@@ -233,22 +235,25 @@ class _Known(NamedTuple):
             key=service.key,
             target=service.target,
             has_slo=service.slo_ns is not None,
+            mps=service.mps,
             load=memory.load.get(service.key, 0.0),
             slo=(service.slo_ns or 0) / mean_ns,
             residual=residual_ns / mean_ns,
             spread=alone_ns / mean_ns,
             alone_ns=alone_ns,
-            leeway=memory.leeway.get(service.key, {}),
+            leeway=memory.leeway.get(service.key, 0.0),
             mean_ns=mean_ns,
         )
 
     @property
     def is_delayed(self) -> bool:
         """What still runs takes longer than a request: a closed gate protects little, and SMs of its own may more."""
-        return self.residual > 1
+        return self.has_slo and self.residual > 1
 
     def margin(self, inflation: float) -> float:
-        """What a request loses after a close: what still runs then runs beside it, as training did before."""
+        """What a request loses after a close: under MPS, what still runs runs beside it, as training did before."""
+        if not self.mps:
+            return self.residual
         return self.residual * min(1.0, max(0.0, LONGEST_HARM * (1 - 1 / inflation)))
 
     def queue(self, inflation: float) -> queueing.Queue:
@@ -268,9 +273,7 @@ class _View(NamedTuple):
     best_idle: Mapping[JobKey, float]  # the best rate of each trainer while no request was open, in any mode
 
     @classmethod
-    def of(
-        cls, snapshot: Snapshot, device: str, may_try: Callable[[Iterable[_Known], Mode], tuple[bool, bool]]
-    ) -> "_View":
+    def of(cls, snapshot: Snapshot, device: str, may_try: Callable[[Collection[_Known]], tuple[bool, bool]]) -> "_View":
         memory = snapshot.memory
         services = tuple(s for s in snapshot.services if s.device == device)
         trainers = tuple(t for t in snapshot.trainers if t.device == device)
@@ -279,7 +282,7 @@ class _View(NamedTuple):
         residual = residual_ns(snapshot, device)
         are_known = all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services)
         known = tuple(_Known.of(s, memory, residual) for s in services) if are_known else ()
-        may_try_open, may_try_shares = may_try(known, present) if known else (False, False)
+        may_try_open, may_try_shares = may_try(known) if known else (False, False)
         # Where nothing may be tried, what is known of the mode in use has to do: it was enough to choose it.
         patience = STILL_TRYING if may_try_open else 1.0
         return cls(
@@ -307,7 +310,9 @@ class _View(NamedTuple):
         if mode.closed:
             return 1.0
         tried = self.tried.get(mode)
-        return guess if tried is None else tried.inflation.get(service, HARSH_INFLATION)
+        if tried is None:
+            return guess
+        return tried.inflation.get(service, HARSH_INFLATION) if tried.beside_requests >= A_FEW else HARSH_INFLATION
 
     def rates(self, trainer: Trainer, mode: Mode) -> tuple[float, float]:
         """(idle, beside requests): of the trainer in that mode; 1 is its best rate while no request was open."""
@@ -335,7 +340,7 @@ def _shares(total: int) -> tuple[Mode, ...]:
 
 
 def _is_enough(seen: Evidence, times: float) -> bool:
-    in_vain = seen.time_ns >= times * IN_VAIN_NS or seen.least_leeway < UNLUCKY
+    in_vain = seen.time_ns >= times * IN_VAIN_NS or seen.missed >= HOPELESS
     return in_vain or (seen.beside_requests >= times * TRIED_REQUESTS and seen.time_ns >= times * TRIED_NS)
 
 

@@ -1,0 +1,105 @@
+"""The control law of the controller, and the account that says which misses it is charged with."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herald.scheduler import feedback
+from herald.scheduler.feedback import Account, Share
+
+BUDGET = 0.005
+
+
+def book(account: Account, *, met: int, missed: int = 0, anyway: int = 0, times: int = 1, closed: bool = False) -> None:
+    for _ in range(times):
+        account.book(closed=closed, met=met, missed=missed, anyway=anyway, target=0.99)
+
+
+# ---- the law
+
+
+def test_a_step_response_settles_within_50_requests_and_does_not_oscillate() -> None:
+    """A plant that misses 30 % of requests while the leeway is above -2 and none below."""
+    leeway, path = 0.0, []
+    for request in range(400):
+        missed = leeway > -2 and request % 10 < 3
+        leeway = feedback.step(leeway, met=not missed, charged=missed, budget=BUDGET)
+        path.append(leeway)
+    assert all(value <= -2 + 0.2 for value in path[50:])
+    turns = sum((b - a) * (c - b) < 0 for a, b, c in zip(path[50:], path[51:], path[52:], strict=False))
+    assert turns <= 2  # the way back is so slow that it may touch the edge once more
+
+
+@given(st.lists(st.booleans(), max_size=200), st.floats(0.001, 0.25))
+def test_the_leeway_keeps_its_bounds(outcomes: list[bool], budget: float) -> None:
+    leeway = 0.0
+    for met in outcomes:
+        leeway = feedback.step(leeway, met=met, charged=not met, budget=budget)
+        assert feedback.LEAST <= leeway <= feedback.MOST
+
+
+def test_half_of_what_the_target_allows_is_in_balance() -> None:
+    assert feedback.budget(0.99, anyway=0.0) == pytest.approx(BUDGET)
+    assert feedback.step(0.0, met=995, charged=5, budget=BUDGET) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_would_be_late_anyway_leaves_less_for_training() -> None:
+    shares = [feedback.budget(0.99, anyway) for anyway in (0.0, 0.003, 0.005, 0.008, 0.5)]
+    assert shares == pytest.approx([0.005, 0.005, 0.0035, 0.002, 0.002])
+
+
+def test_the_share_of_a_few_requests_is_hardly_one() -> None:
+    share = Share()
+    share.add(10, 5)
+    assert share.value == pytest.approx(5 / feedback.FEWEST)
+    for _ in range(100):
+        share.add(100, 2)
+    assert share.value == pytest.approx(0.02, rel=0.01)
+
+
+# ---- the account
+
+
+def test_a_miss_is_charged_and_what_is_met_heals() -> None:
+    account = Account()
+    book(account, met=0, missed=3)
+    assert account.leeway == -3.0
+    book(account, met=199)
+    assert account.leeway == pytest.approx(-2.0, abs=0.01)
+
+
+def test_behind_a_gate_that_closes_at_once_nothing_was_lenient() -> None:
+    account = Account()
+    book(account, met=0, missed=1)
+    book(account, met=0, missed=5, closed=True)
+    assert account.leeway == -1.0
+    book(account, met=250, closed=True)
+    assert account.leeway > -1.0
+
+
+def test_a_miss_that_would_have_come_alone_is_not_charged() -> None:
+    account = Account()
+    book(account, met=0, missed=4, anyway=4)
+    assert account.leeway == 0.0
+
+
+def test_what_was_late_behind_the_closed_gate_is_not_charged_to_open_modes_either() -> None:
+    """A host that stalls, or ops that run on after a close: 3 % late without any leniency, and 3 % with it."""
+    account = Account()
+    book(account, met=97, missed=3, times=50, closed=True)
+    book(account, met=97, missed=3, times=50)
+    assert account.leeway > -1
+
+
+def test_more_than_that_is() -> None:
+    account = Account()
+    book(account, met=97, missed=3, times=50, closed=True)
+    book(account, met=93, missed=7, times=10)
+    assert account.leeway < -3
+
+
+def test_lateness_that_the_usual_time_explains_is_not_excused_twice() -> None:
+    account = Account()
+    book(account, met=97, missed=3, anyway=3, times=50, closed=True)
+    book(account, met=96, missed=4, anyway=3, times=50)
+    assert account.leeway < -5
