@@ -163,6 +163,26 @@ def test_misses_shorten_the_queue_and_stop_what_is_new() -> None:
     assert decide(Herald(feedback=False), unlucky).modes[GPU] == NARROW
 
 
+def test_requests_of_other_services_are_load_too() -> None:
+    other = replace(service(), key=JobKey(2, 1), name="second")
+    both = (SERVICE, other.key)
+    seen = replace(evidence(1.7, 0.8), inflation=dict.fromkeys(both, 1.7))
+
+    def limit(load: float) -> int:
+        remembered = Memory(
+            evidence={(GPU, OPEN): seen},
+            mode={GPU: OPEN},
+            load={SERVICE: 0.2, other.key: load},
+            alone_mean_ns=dict.fromkeys(both, float(MEAN_NS)),
+            alone_high_ns=dict.fromkeys(both, 21 * MS),
+            alone_requests=dict.fromkeys(both, float(ALONE_REQUESTS)),
+        )
+        snapshot = Snapshot((service(slo_ns=110 * MS), replace(other, slo_ns=110 * MS)), (trainer(),), remembered)
+        return Herald(space=False).decide(snapshot, 0).plans[SERVICE].queue_limit
+
+    assert limit(0.0) > limit(0.3)
+
+
 def test_luck_is_a_matter_of_the_service_and_not_of_the_mode_in_use() -> None:
     unlucky = memory({OPEN: evidence(1.7, 0.8)}, mode=CLOSED, leeway={SERVICE: UNLUCKY - 0.5})
     assert decide(Herald(), unlucky).modes[GPU] in (OPEN, CLOSED)

@@ -157,8 +157,8 @@ class Herald:
             queue = known.queue(view.inflation(known.key, mode))
             limits.append(self._limit(known, mode, queue))
             comes = queueing.play(queue, limits[-1])
-            idle *= comes.idle
-            open_ *= comes.idle + comes.beside
+            idle = min(idle, comes.idle)
+            open_ = min(open_, comes.idle + comes.beside)
         worth = weights = 0.0
         for trainer in view.trainers:
             rate_idle, rate_beside = view.rates(trainer, mode)
@@ -219,7 +219,7 @@ class _Known(NamedTuple):
     target: float
     has_slo: bool
     mps: bool
-    load: float  # arrival rate x mean time
+    load: float  # arrival rate x mean time, of all services of the device
     slo: float
     residual: float  # what still runs once the gate closes
     spread: float  # a long service time
@@ -228,7 +228,7 @@ class _Known(NamedTuple):
     mean_ns: float
 
     @classmethod
-    def of(cls, service: Service, memory: Memory, residual_ns: int) -> "_Known":
+    def of(cls, service: Service, memory: Memory, residual_ns: int, load: float) -> "_Known":
         mean_ns = memory.alone_mean_ns[service.key]
         alone_ns = memory.alone_high_ns.get(service.key, 2 * mean_ns)  # before a long time is known, twice the mean
         return cls(
@@ -236,7 +236,7 @@ class _Known(NamedTuple):
             target=service.target,
             has_slo=service.slo_ns is not None,
             mps=service.mps,
-            load=memory.load.get(service.key, 0.0),
+            load=load,
             slo=(service.slo_ns or 0) / mean_ns,
             residual=residual_ns / mean_ns,
             spread=alone_ns / mean_ns,
@@ -281,7 +281,9 @@ class _View(NamedTuple):
         present = memory.mode.get(device, CLOSED)
         residual = residual_ns(snapshot, device)
         are_known = all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services)
-        known = tuple(_Known.of(s, memory, residual) for s in services) if are_known else ()
+        # Services of a device wait for each other: to each, all requests are load.
+        load = sum(memory.load.get(s.key, 0.0) for s in services)
+        known = tuple(_Known.of(s, memory, residual, load) for s in services) if are_known else ()
         may_try_open, may_try_shares = may_try(known) if known else (False, False)
         # Where nothing may be tried, what is known of the mode in use has to do: it was enough to choose it.
         patience = STILL_TRYING if may_try_open else 1.0
