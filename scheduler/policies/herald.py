@@ -252,9 +252,10 @@ class _Known(NamedTuple):
 
     def margin(self, inflation: float) -> float:
         """What a request loses after a close: under MPS, what still runs runs beside it, as training did before."""
-        if not self.mps:
-            return self.residual
-        return self.residual * min(1.0, max(0.0, LONGEST_HARM * (1 - 1 / inflation)))
+        if inflation <= 1:
+            return 0.0 if self.mps else self.residual
+        harm = LONGEST_HARM * (1 - 1 / inflation)
+        return self.residual * harm if self.mps and harm < 1 else self.residual
 
     def queue(self, inflation: float) -> queueing.Queue:
         return queueing.Queue(self.load, inflation, self.slo, self.margin(inflation), self.spread)
