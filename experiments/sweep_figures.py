@@ -150,7 +150,7 @@ def _finish(ax: "Axes", standing: Standing, title: str, xlabel: str, low: float)
     if standing.load is not None:
         ax.axhline(1 - standing.load, color="#000000", linewidth=1, linestyle="--", label="1 - load")
     scale_x(ax, low, 1.15 * _FARTHEST)
-    ax.set_ylim(0, 1.1)
+    ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
     ax.set_title(title, fontsize=10)
     ax.set_xlabel(xlabel, fontsize=9)
     ax.grid(alpha=0.25)

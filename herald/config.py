@@ -152,7 +152,7 @@ def parse(document: Mapping[str, object], *, source: str = "<config>") -> Config
         policy=root.get("policy", DEFAULT_POLICY, _text),
         mps=MpsConfig(enabled=mps.get("enabled", MpsConfig.enabled, _switch)),
         limits=Limits(
-            max_hold_ns=limits.get("max_hold", Limits.max_hold_ns, _duration_ns),
+            max_hold_ns=limits.get("max_hold", Limits.max_hold_ns, _max_hold_ns),
             floor=limits.get("floor", Limits.floor, _floor),
             quantum_ns=limits.get("quantum", Limits.quantum_ns, _quantum_ns),
         ),
@@ -281,6 +281,13 @@ def _progress_floor(key: str, value: object) -> float:
 
 def _floor(key: str, value: object) -> float:
     return _number(key, value, "a number from 0 to 0.5", lambda number: 0 <= number <= 0.5)
+
+
+def _max_hold_ns(key: str, value: object) -> int:
+    max_hold_ns = _duration_ns(key, value)
+    if max_hold_ns < 100_000_000:
+        raise _wrong(key, value, "from '100ms': a shorter hold forces gates open in the midst of requests")
+    return max_hold_ns
 
 
 def _quantum_ns(key: str, value: object) -> int:

@@ -8,6 +8,7 @@ from typing import Self
 
 from herald.errors import ConfigError
 
+NAME_BYTES = 47  # that a row of the table holds
 _DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", re.ASCII)
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _SWITCH = {"": False, "0": False, "1": True}
@@ -50,6 +51,13 @@ def check_domain(domain: str, *, setting: str = "domain") -> str:
             f"{setting} = {domain!r}: a domain is 1 to 48 letters, digits, '-' or '_', starting with a letter or digit"
         )
     return domain
+
+
+def check_name(name: object) -> str:
+    """A job's name, if a table can show it and tell it from others. Raises ConfigError."""
+    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name.encode()) <= NAME_BYTES:
+        raise ConfigError(f"name = {name!r}: a job's name is 1 to {NAME_BYTES} bytes of printable text")
+    return name
 
 
 def _cache_dir() -> Path:

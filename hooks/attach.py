@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from herald import config as config_file
-from herald.config import Config, JobConfig
+from herald.config import Config, JobConfig, did_you_mean
 from herald.errors import AttachError, ConfigError
 from herald.hooks import devices, learned
 from herald.hooks.disabled import DisabledJob
@@ -13,7 +13,7 @@ from herald.hooks.job import Job
 from herald.hooks.service import HighJob
 from herald.hooks.trainer import LowJob
 from herald.job_view import JobView
-from herald.settings import Settings, check_domain
+from herald.settings import NAME_BYTES, Settings, check_domain, check_name
 from herald.slo import NO_SLO, Slo, SloSpec
 from herald.table import Table
 
@@ -51,7 +51,7 @@ def attach(
     settings = Settings.from_env()
     chosen = config or settings.config
     file = config_file.load(chosen) if chosen else Config()
-    name = name or (type(model).__name__ if model is not None else "job")
+    name = check_name(name or (type(model).__name__[:NAME_BYTES] if model is not None else "job"))
     job = file.job(name)
     urgency = _priority(priority, job)
     promised = _slo(slo, job, urgency)
@@ -59,6 +59,9 @@ def attach(
     if settings.disabled:
         return DisabledJob(name, urgency, JobView.empty(name, urgency))
     _refuse_several_ranks(urgency)
+    if file.jobs and name not in file.jobs:
+        near = did_you_mean(name, tuple(file.jobs))
+        _log.warning("job %r has no [jobs.%s] in %s%s: nothing said there holds for it", name, name, chosen, near)
     where = devices.resolve(device, model)
     if profile is not None:
         learned.load(profile, where.cuda_index, file.classes.light_percent)

@@ -31,7 +31,7 @@ class LowJob(AttachedJob):
             if other.priority == "low":
                 raise AttachError(
                     f"this process already has the low-priority job {other.name!r}: the op hook sees the whole "
-                    "process, so that one is enough; detach it first"
+                    "process, so that one is enough; detach it first, or start the program without `herald run`"
                 )
 
     def _start(self) -> None:

@@ -13,10 +13,9 @@ leave of it that would have missed alone, too. The step down is two hundred time
 there is nothing to oscillate: after a disturbance a handful of misses reaches the strict plan, and the way back takes
 hundreds of requests.
 
-Who would have met the SLO alone is worked out from the usual time alone, and a host that stalls is not usual. So what
-was late behind a gate that closed at once, beyond what the usual time explains, is expected of an open one, too, and
-not charged. Nor is a miss while the gate closes at once: nothing was lenient. There is one leeway for all open modes:
-what the model does not know of the service (its arrivals, its stalls) is the same in all of them.
+Behind a gate that closes at once nothing is lenient, and a miss is not charged: but for the backlog of a gate that was
+open before, until the service was idle. There is one leeway for all open modes: what the model does not know of the
+service (its bursts, its stalls) is the same in all of them.
 """
 
 from dataclasses import dataclass, field
@@ -54,23 +53,18 @@ class Account:
     """What came of the requests of one service under one SLO."""
 
     leeway: float = 0.0
-    late_closed: Share = field(default_factory=Share)  # behind a gate that closes at once
-    late_anyway: Share = field(default_factory=Share)  # behind one that does not: would have been late alone, too
+    late_anyway: Share = field(default_factory=Share)  # would have been late alone, too
+    lenient: bool = False  # the gate is open to requests, or was, and they are not all done
 
-    def book(self, *, closed: bool, met: int, missed: int, anyway: int, target: float) -> None:
-        """Requests that were done, with a gate that closes at once or one that does not: ``anyway`` of the ``missed``
-        would have missed alone, too.
+    def book(self, *, closed: bool, rested: bool, met: int, missed: int, anyway: int, target: float) -> None:
+        """Requests that were done since the last look: ``anyway`` of the ``missed`` would have missed alone, too.
+
+        ``closed``: the gate closes at once. ``rested``: for a moment, no request was open.
         """
-        requests = met + missed
-        if closed:
-            self.late_closed.add(requests, missed)
-            charged = 0.0
-        else:
-            self.late_anyway.add(requests, anyway)
-            excused = max(0.0, self.late_closed.value - self.late_anyway.value) * requests
-            charged = max(0.0, missed - anyway) - excused
-        share = budget(target, max(self.late_closed.value, self.late_anyway.value))
-        self.leeway = step(self.leeway, met=met, charged=charged, budget=share)
+        self.late_anyway.add(met + missed, anyway)
+        self.lenient = not closed or (self.lenient and not rested)
+        charged = max(0, missed - anyway) if self.lenient else 0
+        self.leeway = step(self.leeway, met=met, charged=charged, budget=budget(target, self.late_anyway.value))
 
 
 def budget(target: float, anyway: float) -> float:
@@ -79,7 +73,7 @@ def budget(target: float, anyway: float) -> float:
     return min(MOST_SHARE * allowed, max(LEAST_SHARE * allowed, SAFETY * allowed - anyway))
 
 
-def step(leeway: float, *, met: int, charged: float, budget: float) -> float:
+def step(leeway: float, *, met: int, charged: int, budget: float) -> float:
     """The leeway after ``met`` requests that met their SLO and ``charged`` ones that training made miss it."""
     moved = leeway + DOWN * (met * budget / (1 - budget) - charged)
     return min(MOST, max(LEAST, moved))

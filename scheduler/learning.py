@@ -213,6 +213,7 @@ class Observer:
         alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now)
         self._accounts.setdefault(_promise(now), Account()).book(
             closed=self._modes.get(now.device, CLOSED).closed,
+            rested=now.busy_ns - was.busy_ns < elapsed_ns,
             met=now.met - was.met,
             missed=now.missed - was.missed,
             anyway=now.missed_anyway - was.missed_anyway,

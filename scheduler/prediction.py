@@ -53,7 +53,7 @@ def _round_up(ns: int) -> int:
 
 
 def infeasible(snapshot: Snapshot) -> tuple[Infeasible, ...]:
-    """Services whose SLO cannot be held whatever training does, and why (DESIGN.md, Deciding)."""
+    """Services whose SLO cannot be held whatever training does, and why."""
     found = (_infeasible(snapshot, service) for service in snapshot.services)
     return tuple(note for note in found if note is not None)
 
@@ -64,7 +64,9 @@ def _infeasible(snapshot: Snapshot, service: Service) -> Infeasible | None:
         predicted_ns = service_ns(service, service.target)
     if predicted_ns is None or service.slo_ns is None:
         return None
-    needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS
+    needed_ns = predicted_ns
+    if any(trainer.device == service.device for trainer in snapshot.trainers):
+        needed_ns += residual_ns(snapshot, service.device) + RELEASE_NS
     note = Infeasible(service.key, service.name, service.slo_ns, needed_ns, part=service.slo_part)
     if service.slo_ns < predicted_ns:
         return replace(note, reason="alone")

@@ -19,6 +19,17 @@ def test_the_public_names_are_sorted_and_exist() -> None:
         assert getattr(herald, name) is not None
 
 
+def test_a_name_that_the_config_does_not_have_is_told(
+    tmp_path: Path, domain: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tmp_path / "herald.toml"
+    config.write_text(f'domain = "{domain}"\n[jobs.train]\npriority = "low"\nfloor = 0.2\n', encoding="utf-8")
+    with herald.attach(priority="low", name="trai", device="cpu", config=config):
+        pass
+    assert "job 'trai' has no [jobs.trai]" in caplog.text
+    assert "did you mean 'train'?" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -31,6 +42,9 @@ def test_the_public_names_are_sorted_and_exist() -> None:
         ({"priority": "high", "slo": {"p99": "5ms"}}, r"slo\.p99 = '5ms'.*latency, ttft, tpot"),
         ({"priority": "high", "slo": {"ttft": 5}}, r"slo\.ttft = 5 is not a duration"),
         ({"priority": "high", "slo": {}}, r"slo = \{\}: promises nothing"),
+        ({"priority": "low", "name": 5}, r"name = 5: .*47 bytes"),
+        ({"priority": "low", "name": "a\nb"}, r"name = 'a\\nb'.*printable"),
+        ({"priority": "low", "name": "x" * 48}, r"47 bytes"),
         ({"priority": "low", "domain": "a/b"}, r"domain = 'a/b'"),
         ({"priority": "low", "model": "resnet"}, r"model = 'resnet'.*torch\.nn\.Module"),
         ({"priority": "low", "device": "tpu"}, r"device = 'tpu'.*'cpu'"),

@@ -91,6 +91,7 @@ def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
         ("[jobs]\nchat = 'high'", ["jobs.chat = 'high'", "[jobs.chat]"]),
         ("[mps]\nenabled = 'yes'", ["mps.enabled = 'yes'", "true or false"]),
         ("[limits]\nmax_hold = '10'", ["limits.max_hold = '10'", "no unit"]),
+        ("[limits]\nmax_hold = '1ns'", ["limits.max_hold = '1ns'", "from '100ms'"]),
         ("[limits]\nfloor = 0.6", ["limits.floor = 0.6", "0 to 0.5"]),
         ("[limits]\nfloor = nan", ["limits.floor = nan"]),
         ("[limits]\nfloor = true", ["limits.floor = True"]),

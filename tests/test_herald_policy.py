@@ -264,7 +264,7 @@ def test_a_queue_behind_a_closed_gate_is_the_textbook_one(load: float) -> None:
 
 
 def test_demand_alone_protects_what_is_open_but_not_what_comes() -> None:
-    """DESIGN.md, Deciding: without a limit, slack is spent that later requests lack."""
+    """Without a limit, slack is spent that later requests lack."""
     late = [queueing.play(Queue(0.45, 2.0, 5.0), limit).late for limit in (0, 1, queueing.NO_LIMIT)]
     assert late[0] <= late[1] < 0.01 < late[2]
 

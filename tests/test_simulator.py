@@ -1,4 +1,4 @@
-"""The simulator: its parts by themselves, the claims of DESIGN.md in it, and what every policy must keep to."""
+"""The simulator: its parts by themselves, what the design rests on, and what every policy must keep to."""
 
 import random
 from collections.abc import Callable
@@ -292,7 +292,7 @@ def test_rows_say_what_real_jobs_rows_would() -> None:
     assert trainer.work_ns == pytest.approx(0.8 * 6 * SECOND, rel=1e-6)
 
 
-# What DESIGN.md claims ------------------------------------------------------------------------------------------------
+# What the design rests on ---------------------------------------------------------------------------------------------
 
 
 def test_plain_laxity_misses_what_the_queue_rule_saves() -> None:
@@ -449,3 +449,38 @@ def test_at_a_high_load_no_more_requests_are_late_than_the_target_allows(load: f
         mean_s = PAIRS[pair][0] / 1e3
         _, excess = excess_of(pair, Steps(((0, load / mean_s),), seed=0), 1_500 * mean_s / load, 1.5)
         assert sum(excess) <= 0.01 * len(excess)
+
+
+def test_bursts_that_the_model_does_not_know_are_learnt_from() -> None:
+    """40 requests/s for one second of four, else 4/s: the backlog of an open gate is charged after the close, too."""
+    steps = tuple((s, rate) for i in range(50) for s, rate in ((4.0 * i, 40.0), (4.0 * i + 1, 4.0)))
+    gpu = GpuModel(
+        (ServiceModel("chat", tuple(Steps(steps, seed=1).times_s(200)), (20 * MS,), slo_ns=200 * MS),),
+        (TrainerModel("train", 25 * MS, 2 * MS),),
+        Interference({("chat", "train"): {0: Beside(1.75, 0.79)}}),
+        mps=True,
+    )
+    late = {}
+    for name in ("strict", "herald"):
+        done = simulate(gpu, policies.load(name), seconds=200).services[0]
+        late[name] = sum(ns > done.slo_ns for ns in done.latencies_ns) / len(done.latencies_ns)
+    assert late["herald"] <= late["strict"] + 0.02
+
+
+def test_ops_longer_than_requests_are_kept_off_some_sms() -> None:
+    """ResNet50 at batch 4 beside GPT-2: 6 ms ops run on after every close, and a share holds what closing cannot."""
+    arrivals_s = poisson(140, 40, seed=0)
+    beside = Interference(
+        {("chat", "train"): {0: Beside(3.5, 0.85), 116: Beside(1.02, 0.72), 68: Beside(1.0, 0.45)}},
+        {"train": {0: 1.0, 116: 0.8, 68: 0.5}},
+    )
+    gpu = GpuModel(
+        (ServiceModel("chat", tuple(arrivals_s), (round(2.8 * MS),), slo_ns=15 * MS),),
+        (TrainerModel("train", 80 * MS, round(6.2 * MS), sm_total=132),),
+        beside,
+        mps=True,
+    )
+    strict, herald = (simulate(gpu, policies.load(name), seconds=40) for name in ("strict", "herald"))
+    assert herald.trainers[0].relative > 1.15 * strict.trainers[0].relative
+    late = sum(ns > 15 * MS for ns in herald.services[0].latencies_ns)
+    assert late <= 0.01 * len(arrivals_s)
