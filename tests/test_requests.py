@@ -10,6 +10,7 @@ import torch
 
 import herald
 from herald import layout
+from herald.clock import now_ns
 from herald.hooks.requests import Request
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.table import Table
@@ -46,6 +47,22 @@ def test_under_a_plan_that_never_closes_trainers_need_not_look_out(table: Table)
         plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
         assert not is_announced()
     assert table.gate_words()["cpu", layout.CLASS_ATTACHED] == 0
+
+
+def test_a_plan_that_no_daemon_corrects_is_given_up_until_one_is_back(table: Table) -> None:
+    def heard_of_daemon(seconds_ago: int) -> None:
+        table.header.daemon_heartbeat_ns = now_ns() - seconds_ago * 10**9
+
+    with herald.attach(priority="high", slo="10s", device="cpu") as job:
+        for _ in range(2):
+            heard_of_daemon(0)
+            plan(table, job, LEAD_NEVER, NO_QUEUE_LIMIT)
+            with job.request():
+                assert not is_closed(table)
+            heard_of_daemon(11)
+            with job.request():
+                assert is_closed(table)
+            assert job.stats().lead_ns == layout.LEAD_ALWAYS
 
 
 def test_overlapping_requests_hold_the_gate_until_the_last_ends_in_any_order(table: Table) -> None:

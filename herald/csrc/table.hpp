@@ -38,6 +38,7 @@ constexpr int64_t kNoDeadline = INT64_MAX;
 
 // A job whose own watcher has been silent for this long is stopped or wedged; others take its gate bit away.
 constexpr int64_t kWedgedNs = 2'000'000'000;
+constexpr int64_t kAbandonedNs = 10'000'000'000;  // without a beat of its daemon, a domain has none
 
 enum RowState : uint32_t { kFree = 0, kLive = 1 };
 enum Priority : uint32_t { kLow = 1, kHigh = 2 };
@@ -102,7 +103,7 @@ struct JobRow {
   uint32_t floor_ppm;   // low priority: the share of time that it is promised after a hold of max_hold
   uint64_t attached_ns;
   char name[48];
-  // Plan: set by the daemon; the claiming job sets the default (strict).
+  // Plan: set by the daemon; the job sets the default (strict) when it claims the row, and when the daemon is gone.
   alignas(64) i64 lead_ns;  // of a request whose progress is not known, and at its begin
   a32 queue_limit;
   // The lead from progress: margin + predicted remaining time (its quantile) x inflation.
