@@ -212,6 +212,8 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         def step(description: str) -> None:
             nonlocal begun
             progress.update(task, completed=begun, description=description)
+            if not console.is_terminal:  # which shows no bar
+                console.print(f"{begun + 1} of {total}: {description}", highlight=False, markup=False)
             begun += 1
 
         yield step
