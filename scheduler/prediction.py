@@ -22,9 +22,9 @@ _GRAIN_NS = 100_000
 
 
 def residual_ns(snapshot: Snapshot, device: str) -> int:
-    """What may still run on the device after its gate closes: the longest stretch of any of its trainers."""
+    """What may still run on the device after its gate closes: the longest stretch of any of its trainers, if any."""
     stretches = [t.longest_stretch_ns or DEFAULT_STRETCH_NS for t in snapshot.trainers if t.device == device]
-    return max(stretches, default=DEFAULT_STRETCH_NS)
+    return max(stretches, default=0)
 
 
 def service_ns(service: Service, quantile: float) -> int | None:
@@ -64,9 +64,7 @@ def _infeasible(snapshot: Snapshot, service: Service) -> Infeasible | None:
         predicted_ns = service_ns(service, service.target)
     if predicted_ns is None or service.slo_ns is None:
         return None
-    needed_ns = predicted_ns
-    if any(trainer.device == service.device for trainer in snapshot.trainers):
-        needed_ns += residual_ns(snapshot, service.device) + RELEASE_NS
+    needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS
     note = Infeasible(service.key, service.name, service.slo_ns, needed_ns, part=service.slo_part)
     if service.slo_ns < predicted_ns:
         return replace(note, reason="alone")

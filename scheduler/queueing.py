@@ -22,7 +22,6 @@ SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
 LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
-NO_INFLATION = 1.03  # is within what is measured
 _NO_SLACK = 1e-6  # time that is a rounding error
 
 
@@ -72,7 +71,7 @@ def _on_grid(queue: Queue) -> Queue:
 
 @cache
 def _best_rung(queue: Queue, target: float) -> int:
-    if queue.inflation <= NO_INFLATION:
+    if queue.inflation <= 1:
         return len(LIMITS) - 1  # nothing is gained by closing
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
     if _play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough

@@ -137,8 +137,7 @@ def test_infeasible_is_an_slo_below_service_time_and_residual(snapshot: Snapshot
         if s.slo_ns is None or predicted_ns is None or s.service_times.count < MIN_SAMPLES:
             assert s.key not in noted
         else:
-            runs_on_ns = residual_ns(snapshot, s.device) + RELEASE_NS
-            needed_ns = predicted_ns + runs_on_ns * any(t.device == s.device for t in snapshot.trainers)
+            needed_ns = predicted_ns + residual_ns(snapshot, s.device) + RELEASE_NS
             assert (s.key in noted) == (s.slo_ns < needed_ns)
             assert s.key not in noted or noted[s.key].needed_ns == needed_ns
 
@@ -159,6 +158,7 @@ def test_only_trainers_of_the_same_device_leave_a_residual() -> None:
     snapshot = Snapshot(trainers=(trainer(device="GPU-1", longest_stretch_ns=90 * MS), trainer()))
     assert residual_ns(snapshot, "cpu") == 2 * MS
     assert residual_ns(snapshot, "GPU-1") == 90 * MS
+    assert residual_ns(snapshot, "GPU-2") == 0
 
 
 def test_a_trainer_that_has_not_measured_itself_counts_as_the_default() -> None:

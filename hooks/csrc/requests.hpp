@@ -310,24 +310,10 @@ class HighJob {
     }
   }
 
-  // A plan that nobody corrects any more may be wrong by now: without a daemon, the gate closes when a request begins.
-  void forget_old_plan(int64_t now) {
-    const auto beat = static_cast<int64_t>(table_.header().daemon_heartbeat_ns.load(std::memory_order_relaxed));
-    const int64_t slice = row_.slice_ns.load(std::memory_order_relaxed);
-    if (beat == 0 || now - beat < kAbandonedNs) return;
-    if (slice == 0 && row_.lead_ns.load(std::memory_order_relaxed) >= kLeadAlways) return;
-    row_.slice_ns.store(0, std::memory_order_relaxed);
-    row_.inflation_ppm.store(0, std::memory_order_relaxed);
-    row_.quantile_ppm.store(0, std::memory_order_relaxed);
-    row_.margin_ns.store(0, std::memory_order_relaxed);
-    row_.queue_limit.store(UINT32_MAX, std::memory_order_relaxed);
-    row_.lead_ns.store(kLeadAlways, std::memory_order_release);  // a daemon that is back finds it, and plans anew
-  }
-
   // Makes the gate what it should be now; returns when that may change without a begin or an end.
   int64_t settle(int64_t now) {
     if (!detached_) {
-      forget_old_plan(now);
+      hold_.forget_old_plan(now);
       hold_.tell_whether_it_closes();
     }
     busy_.pass(now);

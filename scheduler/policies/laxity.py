@@ -6,7 +6,7 @@ closes the gate just early enough that a request which gets nowhere from now on 
 its deadline. What remains is the whole service time until the request's progress is known (its checkpoints, its
 steps); then its own agent puts in what it has learnt of requests from there on. The queue rule is not a refinement:
 spending the first request's slack delays the second, and without it plain laxity missed 16.7 % of the deadlines of a
-simulation in which it missed 0.10 % with it (`tests/test_simulator.py`).
+simulation in which it missed 0.10 % with it (`tests/test_simulated_policies.py`).
 """
 
 from dataclasses import dataclass
