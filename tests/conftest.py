@@ -58,6 +58,21 @@ def domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start commands; all of them are ended with the test, which would else wait for them if it fails."""
+    programs: list[subprocess.Popen[str]] = []
+
+    def start_command(*command: str) -> "subprocess.Popen[str]":
+        programs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+        return programs[-1]
+
+    yield start_command
+    for program in programs:
+        program.kill()
+        program.communicate()
+
+
+@pytest.fixture
 def child() -> Iterator[Callable[..., Child]]:
     """Start processes; all of them are ended with the test."""
     children: list[Child] = []

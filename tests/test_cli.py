@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -306,25 +307,15 @@ def test_a_script_runs_as_it_would_alone_but_attached(tmp_path: Path) -> None:
     }
 
 
-def test_a_signal_ends_the_program_itself(tmp_path: Path) -> None:
+def test_a_signal_ends_the_program_itself(tmp_path: Path, start: "Callable[..., subprocess.Popen[str]]") -> None:
     script = tmp_path / "train.py"
     script.write_text("print('up', flush=True)\nimport signal\nsignal.pause()\n")
-    command = [
-        sys.executable,
-        "-m",
-        "herald",
-        "run",
-        "--priority=low",
-        "--device=cpu",
-        "--",
-        sys.executable,
-        str(script),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as program:
-        assert program.stdout
-        assert program.stdout.readline() == "up\n"
-        program.send_signal(signal.SIGTERM)
-        assert program.wait() == -signal.SIGTERM
+    run = ("-m", "herald", "run", "--priority=low", "--device=cpu", "--")
+    program = start(sys.executable, *run, sys.executable, str(script))
+    assert program.stdout
+    assert program.stdout.readline() == "up\n"
+    program.send_signal(signal.SIGTERM)
+    assert program.wait() == -signal.SIGTERM
 
 
 def test_a_service_gets_the_environment_and_attaches_itself(domain: str) -> None:

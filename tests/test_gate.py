@@ -247,10 +247,11 @@ def test_costs_survive_a_round_through_a_file(domain: str, matrix: torch.Tensor,
 
 def test_a_gate_forced_open_stays_open_for_new_requests_during_the_breather(domain: str) -> None:
     table = Table.open(domain)
-    table.publish_limits(max_hold_ns=1, breather_ns=3600 * 10**9, quantum_ns=250_000)
+    hour_ns = 3600 * 10**9  # so that nothing but this test finds the request stuck
+    table.publish_limits(max_hold_ns=hour_ns, breather_ns=hour_ns, quantum_ns=250_000)
     with herald.attach(priority="high", name="serve", device="cpu") as high:
         stuck = high.begin()
-        table.reap(herald.clock.now_ns())
+        table.reap(herald.clock.now_ns() + 2 * hour_ns)
         assert native.table().herald_gate_wait(table.address, 0, 10**10)
         with high.request():
             assert table.gate_words()["cpu", layout.CLASS_HEAVY] == 0

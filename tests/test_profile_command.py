@@ -107,7 +107,9 @@ Run = Callable[..., Done]
 
 def test_a_step_function_of_a_file(profile: Run, here: Path) -> None:
     done = profile("train.py:make_step")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0, done.err
+    # Of a busy machine it says so, rightly: tests/test_passes.py has what it says when.
+    assert [line for line in done.err.splitlines() if not line.startswith("an iteration took")] == []
     assert "written to p.json" in done.out
     found = Profile.load("p.json")
     assert found.workload == "train"
@@ -182,14 +184,13 @@ def test_a_step_that_is_stuck_in_c_is_killed(profile: Run, monkeypatch: pytest.M
     assert (done.code, done.out) == (2, "stuck\n")
 
 
-def test_the_process_ends_with_its_parent(here: Path) -> None:
+def test_the_process_ends_with_its_parent(here: Path, start: "Callable[..., subprocess.Popen[str]]") -> None:
     (here / "train.py").write_text("import os\ndef make():\n    print(os.getpid(), flush=True)\n    while True: pass\n")
-    command = [sys.executable, "-m", "herald", "profile", "-o", "p.json", "train.py:make"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout
-        pid = int(parent.stdout.readline())
-        parent.send_signal(signal.SIGTERM)
-        assert parent.wait() == 128 + signal.SIGTERM
+    parent = start(sys.executable, "-m", "herald", "profile", "-o", "p.json", "train.py:make")
+    assert parent.stdout
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait() == 128 + signal.SIGTERM
     assert not Path(f"/proc/{pid}").exists()
 
 
