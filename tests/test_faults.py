@@ -71,8 +71,9 @@ def test_a_service_killed_inside_a_request_does_not_hold_training(table: Table, 
 
 
 def test_a_trainer_killed_at_the_gate_does_not_touch_the_service(table: Table, child) -> None:
-    service, trainer = child(SERVICE), child(TRAINER)
+    trainer = child(TRAINER)
     trainer.expect("trained")
+    service = child(SERVICE)  # from here on the gate is closed
     service.expect("holding")
     step_into_the_gate(table, trainer)
     trainer.kill()
@@ -93,9 +94,10 @@ def test_a_killed_daemon_is_missed_by_nobody(table: Table, child) -> None:
         print("owns"); input()
     """)
     daemon.expect("owns")
-    service, trainer = child(SERVICE), child(TRAINER)
-    service.expect("holding")
+    trainer = child(TRAINER)
     trainer.expect("trained")
+    service = child(SERVICE)
+    service.expect("holding")
     daemon.kill()
     step_into_the_gate(table, trainer)
     service.say("end")
