@@ -1,12 +1,13 @@
 """`herald experiment decision-cost`: what the daemon costs: a decision of each policy, a whole tick, of one core.
 
 A pair of jobs on one device, in a private table, whose rows move as jobs would move them; the controller has learnt all
-its modes. Medians of many, on this thread's own CPU clock: other processes may take the core, but not add to the time.
+its modes. Medians over ticks, each with a snapshot of its own, so that nothing is decided twice; on this thread's own
+CPU clock: other processes may take the core, but not add to the time.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from statistics import median
 
@@ -16,12 +17,13 @@ from herald.fakes import FakeClock, MemoryTable, memory_table
 from herald.scheduler import policies
 from herald.scheduler.daemon import PERIOD_S, Daemon
 from herald.scheduler.learning import Observer
+from herald.scheduler.snapshot import Snapshot
 
 DEVICE = "GPU-of-this-benchmark"
 MEAN_NS = 20_000_000
 LOOK_NS = 50_000_000
 LEARNING_LOOKS = 600
-COUNT = 2_000
+TICKS = 1_000
 
 
 def measure() -> Iterator[Row]:
@@ -38,12 +40,12 @@ def measure() -> Iterator[Row]:
 
 def _row(policy: str) -> Row:
     world = _World(policy)
-    snapshot = world.observer.observe(world.table.jobs(), world.clock())
-    decide = partial(policies.load(policy).decide, snapshot, 0)
-    tick_us = _median_us(world.tick, count=COUNT // 4)
+    decide = policies.load(policy).decide
+    decision_us = _median_us(partial(decide, world.look(), 0) for _ in range(TICKS))
+    tick_us = _median_us(world.tick for _ in range(TICKS))
     return {
         "policy": policy,
-        "decision_us": round(_median_us(decide), 1),
+        "decision_us": round(decision_us, 1),
         "tick_us": round(tick_us, 1),
         "core_share": round(tick_us / 1e6 / PERIOD_S, 5),
     }
@@ -60,9 +62,13 @@ class _World:
         self.daemon = Daemon(self.table, policies.load(policy))
         self.observer = Observer()
         for _ in range(LEARNING_LOOKS):
-            self.tick()
-            self.observer.decided(self.daemon.decision)
-            self.observer.observe(self.table.jobs(), self.clock())
+            self.look()
+
+    def look(self) -> Snapshot:
+        """What the daemon is about to decide from, after a tick."""
+        self.tick()
+        self.observer.decided(self.daemon.decision)
+        return self.observer.observe(self.table.jobs(), self.clock())
 
     def tick(self) -> None:
         """Time goes on, the jobs with it, and the daemon looks."""
@@ -86,9 +92,9 @@ class _World:
         self.daemon.tick(self.clock())
 
 
-def _median_us(function: Callable[[], object], count: int = COUNT) -> float:
+def _median_us(functions: Iterable[Callable[[], object]]) -> float:
     times = []
-    for _ in range(count):
+    for function in functions:
         begun_ns = time.thread_time_ns()
         function()
         times.append(time.thread_time_ns() - begun_ns)

@@ -156,8 +156,7 @@ class Snapshot:
         )
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """How the lead of a request follows its progress; the job's own agent, which sees that, works it out."""
 
     margin_ns: int  # what it is at least: what still runs once the gate closes
@@ -169,8 +168,7 @@ class Pace:
         return self.margin_ns - (-remaining_ns * self.inflation_ppm // 1_000_000)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How one service closes its gate; its own watcher carries it out, without the daemon.
 
     The gate closes ``lead_ns`` before a request's deadline, or as soon as more than ``queue_limit`` requests
@@ -190,8 +188,7 @@ class Plan:
         return cls(job.lead_ns, job.queue_limit, pace, job.slice_ns)
 
 
-@dataclass(frozen=True)
-class TrainerPlan:
+class TrainerPlan(NamedTuple):
     """What one trainer may have of its device; 0: no limit."""
 
     sm_count: int = 0  # SMs, from its next step on
@@ -223,13 +220,12 @@ class Infeasible:
     part: str = "latency"  # which promise: latency, ttft, tpot
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """A policy's answer: one plan for every service of the snapshot, and limits for trainers that are to have some."""
 
-    plans: Mapping[JobKey, Plan] = field(default_factory=lambda: MappingProxyType({}))
-    trainer_plans: Mapping[JobKey, TrainerPlan] = field(default_factory=lambda: MappingProxyType({}))
-    modes: Mapping[str, Mode] = field(default_factory=lambda: MappingProxyType({}))  # by device, where it chose one
+    plans: Mapping[JobKey, Plan] = MappingProxyType({})
+    trainer_plans: Mapping[JobKey, TrainerPlan] = MappingProxyType({})
+    modes: Mapping[str, Mode] = MappingProxyType({})  # by device, where it chose one
 
 
 def key_of(job: JobView) -> JobKey:

@@ -378,7 +378,7 @@ def test_every_measurement_has_criteria_and_a_table() -> None:
 
 
 def test_what_a_decision_costs_is_measured_in_every_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decision_cost, "COUNT", 8)
+    monkeypatch.setattr(decision_cost, "TICKS", 8)
     found = list(decision_cost.measure())
     assert [row["policy"].partition(":")[0] for row in found] == list(policies.names())
     assert all(row["decision_us"] > 0 and row["core_share"] > 0 for row in found)

@@ -44,7 +44,7 @@ def test_a_lead_closes_that_long_before_the_deadline() -> None:
 def test_a_second_request_closes_where_one_may_be_open() -> None:
     assert not wished(Plan(30 * MS, queue_limit=1), num=1)[0]
     assert wished(Plan(30 * MS, queue_limit=1), num=2)[0]
-    assert wished(replace(FREE_PLAN, queue_limit=1), num=2)[0]
+    assert wished(FREE_PLAN._replace(queue_limit=1), num=2)[0]
 
 
 def test_turns_begin_closed_and_nothing_else_counts() -> None:

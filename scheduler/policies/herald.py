@@ -285,9 +285,14 @@ class _View(NamedTuple):
         # Services of a device wait for each other: to each, all requests are load.
         load = sum(memory.load.get(s.key, 0.0) for s in services)
         known = tuple(_Known.of(s, memory, residual, load) for s in services) if are_known else ()
-        may_try_open, may_try_shares = may_try(known) if known else (False, False)
+        tried = {mode: found for mode, found in seen.items() if mode.closed or _is_enough(found)}
         # Where nothing may be tried, what is known of the mode in use has to do: it was enough to choose it.
-        patience = STILL_TRYING if may_try_open else 1.0
+        is_unsure = present in tried and not present.closed and not _is_enough(tried[present], STILL_TRYING)
+        may_try_open, may_try_shares = False, False
+        if known and (is_unsure or len(tried) < 2 + len(SHARES)):
+            may_try_open, may_try_shares = may_try(known)
+        if is_unsure and may_try_open:
+            del tried[present]
         return cls(
             services=services,
             trainers=trainers,
@@ -295,12 +300,8 @@ class _View(NamedTuple):
             known=known,
             may_try_open=may_try_open,
             may_try_shares=may_try_shares,
-            tried={
-                mode: found
-                for mode, found in seen.items()
-                if mode.closed or _is_enough(found, patience if mode == present else 1.0)
-            },
-            best_idle={t.key: max((e.rate_idle.get(t.key, 0.0) for e in seen.values()), default=0.0) for t in trainers},
+            tried=tried,
+            best_idle={t.key: max([0.0, *(e.rate_idle.get(t.key, 0.0) for e in seen.values())]) for t in trainers},
         )
 
     @property
@@ -342,7 +343,7 @@ def _shares(total: int) -> tuple[Mode, ...]:
     return tuple(Mode(closed=False, sm_count=total - aside) for aside in asides if 0 < aside < total)
 
 
-def _is_enough(seen: Evidence, times: float) -> bool:
+def _is_enough(seen: Evidence, times: float = 1.0) -> bool:
     in_vain = seen.time_ns >= times * IN_VAIN_NS or seen.missed >= HOPELESS
     return in_vain or (seen.beside_requests >= times * TRIED_REQUESTS and seen.time_ns >= times * TRIED_NS)
 
