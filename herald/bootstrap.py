@@ -160,7 +160,12 @@ def _mps_pipe(domain: str) -> str | None:
 
 
 def main(domain: str, name: str, target: Sequence[str]) -> None:
-    """Attach this process as a low-priority job, then run the target as `python` would have."""
+    """Attach this process as a low-priority job, then run the target as `python` would have.
+
+    A target that attaches itself takes the place of that job.
+    """
+    from herald.hooks.trainer import stand_in
+
     if not target[0].startswith("-") and not Path(target[0]).exists():
         print(f"herald: error: herald run: {target[0]}: no such file", file=sys.stderr)
         raise SystemExit(2)
@@ -169,6 +174,7 @@ def main(domain: str, name: str, target: Sequence[str]) -> None:
     except HeraldError as error:
         print(f"herald: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    stand_in(job)
     with job:
         run_target(target)
 

@@ -1,6 +1,7 @@
 """A low-priority job: best-effort training, whose ops wait at the gate and keep to a share of the SMs."""
 
 import ctypes
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from typing_extensions import override
 from herald.errors import AttachError
 from herald.hooks import classes, devices, launches, learned, native, sm_share
 from herald.hooks.devices import JobDevice
-from herald.hooks.job import AttachedJob
+from herald.hooks.job import AttachedJob, Job
 from herald.native import process_token
 from herald.table import Table
 
@@ -31,7 +32,7 @@ class LowJob(AttachedJob):
             if other.priority == "low":
                 raise AttachError(
                     f"this process already has the low-priority job {other.name!r}: the op hook sees the whole "
-                    "process, so that one is enough; detach it first, or start the program without `herald run`"
+                    "process, so that one is enough; detach it first"
                 )
 
     def _start(self) -> None:
@@ -82,3 +83,20 @@ class LowJob(AttachedJob):
 
         count = torch.cuda.device_count()
         return [self._table.device_slot(devices.gpu_name(i)) for i in range(count)], count
+
+
+_log = logging.getLogger("herald")
+_stand_ins: list[Job] = []
+
+
+def stand_in(job: Job) -> None:
+    """The job of a program that need not know Herald: should it attach itself after all, that job takes its place."""
+    _stand_ins.append(job)
+
+
+def relieve_stand_in(name: str) -> None:
+    """Make room for the job ``name``, which the program itself attaches."""
+    while _stand_ins:
+        job = _stand_ins.pop()
+        _log.info("job %r, which `herald run` attached, makes room for the program's own, %r", job.name, name)
+        job.detach()

@@ -307,6 +307,19 @@ def test_a_script_runs_as_it_would_alone_but_attached(tmp_path: Path) -> None:
     }
 
 
+def test_a_script_that_attaches_itself_is_one_job_and_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import herald, torch\n"
+        "from herald.table import Table\n"
+        "with herald.attach(torch.nn.Linear(2, 2), priority='low', name='mine', device='cpu'):\n"
+        "    print([job.name for job in Table.open().jobs()])\n"
+        "print(Table.open().jobs())\n"
+    )
+    done = herald("run", "--priority=low", "--device=cpu", "--", sys.executable, str(script))
+    assert (done.returncode, done.stdout) == (0, "['mine']\n[]\n"), done.stderr
+
+
 def test_a_signal_ends_the_program_itself(tmp_path: Path, start: "Callable[..., subprocess.Popen[str]]") -> None:
     script = tmp_path / "train.py"
     script.write_text("print('up', flush=True)\nimport signal\nsignal.pause()\n")
