@@ -8,10 +8,10 @@ up-down staircase (Kaernbach 1991):
     a request that missed its SLO and would have met it alone:   leeway -= DOWN
     a request that met its SLO:                                  leeway += DOWN x b / (1 - b),   b = `budget`
 
-The two balance where a share b of requests misses on training's account: half of what the target allows, or what those
-leave of it that would have missed alone, too. The step down is two hundred times the step up (at a target of 99 %), so
-there is nothing to oscillate: after a disturbance a handful of misses reaches the strict plan, and the way back takes
-hundreds of requests.
+The two balance where a share b of requests misses on training's account: three tenths of what the target allows, or
+what those leave of it that would have missed alone, too. The model spends less of its own accord: this is for what it
+does not know, as bursts. The step down is three hundred times the step up (at a target of 99 %), so there is nothing to
+oscillate: after a disturbance a handful of misses reaches the strict plan, and the way back takes hundreds of requests.
 
 Behind a gate that closes at once nothing is lenient, and a miss is not charged: but for the backlog of a gate that was
 open before, until the service was idle. There is one leeway for all open modes: what the model does not know of the
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 DOWN = 1.0  # rungs, per miss
 MOST = 1.0  # from here on the model is taken to be too careful
-LEAST = -10.0  # from any rung to the lowest
-MOST_SHARE, LEAST_SHARE = 0.5, 0.2  # of what the target allows, for training
+LEAST = -20.0  # twice as far as from the highest rung to the lowest: most bursts are paid for in full
+MOST_SHARE, LEAST_SHARE = 0.3, 0.1  # of what the target allows, for training
 SAFETY = 0.85  # of what the target allows, for all
 HALF_LIFE = 1_500  # requests
 FEWEST = 500  # requests: of fewer, one is no share

@@ -10,7 +10,6 @@ from herald.scheduler import queueing
 from herald.scheduler.queueing import Queue
 
 GUESSED_INFLATION = 2.0
-GUESSED_RATE = 0.75  # of training beside requests
 TIE = 0.99  # what is lost for sure against what is guessed
 
 
@@ -27,4 +26,4 @@ def mps_pays(*, slo: float, slowdown: float, load: float, target: float = 0.99) 
         return False
     beside = Queue(load * slowdown, GUESSED_INFLATION, slo_under)
     under = queueing.play(beside, queueing.LIMITS[queueing.best_rung(beside, target)])
-    return under.idle + GUESSED_RATE * under.beside >= TIE * without.idle
+    return under.idle + queueing.BESIDE_RATE * under.beside >= TIE * without.idle

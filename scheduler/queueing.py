@@ -20,8 +20,12 @@ FREE = 51  # the gate does not close for lack of slack either, and need not be t
 LIMITS = (0, 1, 2, 3, 4, 6, 9, 13, 20, NO_LIMIT, FREE)
 SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
+MISSES_PRICE = 0.2  # of training's time: what it must gain where all that may be late is late
+BESIDE_RATE = 0.75  # a guess of training beside requests, of its rate while none is open
+HOOK = 0.02  # of training's time: what it loses by a gate that may close
 LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
+_FREE_RUNG = len(LIMITS) - 1
 _NO_SLACK = 1e-6  # time that is a rounding error
 
 
@@ -44,10 +48,10 @@ class Queue(NamedTuple):
 
 
 def best_rung(queue: Queue, target: float) -> int:
-    """How many requests may be open before the gate closes: the index in LIMITS of the most that is good enough.
+    """How many requests may be open before the gate closes: the index in LIMITS of the best that is good enough.
 
     Good enough: a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot
-    be held with a gate that closes at once gets that.
+    be held with a gate that closes at once gets that. Best: training gains most, the requests paid for that are late.
     """
     return _best_rung(_on_grid(queue), target)
 
@@ -72,12 +76,21 @@ def _on_grid(queue: Queue) -> Queue:
 @cache
 def _best_rung(queue: Queue, target: float) -> int:
     if queue.inflation <= 1:
-        return len(LIMITS) - 1  # nothing is gained by closing
+        return _FREE_RUNG  # nothing is gained by closing
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
-    if _play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough
-        return len(LIMITS) - 1
     limits = LIMITS[1:-1]  # longer and longer queues, more and more late
-    return bisect_right(limits, allowed, key=lambda limit: _play(queue, limit).late)
+    num_good = bisect_right(limits, allowed, key=lambda limit: _play(queue, limit).late)
+    rungs: list[int] = [*range(num_good + 1)]
+    if _play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough
+        rungs.append(_FREE_RUNG)
+    return max(rungs, key=lambda rung: _worth(queue, rung, target))
+
+
+def _worth(queue: Queue, rung: int, target: float) -> float:
+    """What training has of a limit, less what is late by it: in time of training alone."""
+    comes = _play(queue, LIMITS[rung])
+    hook = HOOK if rung < _FREE_RUNG else 0.0
+    return comes.idle + BESIDE_RATE * comes.beside - MISSES_PRICE * comes.late / (1 - target) - hook
 
 
 @cache

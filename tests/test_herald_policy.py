@@ -277,6 +277,16 @@ def test_the_rung_lets_enough_be_in_time() -> None:
     assert queueing.best_rung(Queue(0.9, 3.0, 1.5), 0.99) == 0
 
 
+def test_late_requests_have_a_price() -> None:
+    """A limit of 4 is good enough, too, but gives training next to nothing for four times as many late requests."""
+    queue = Queue(0.45, 1.75, 5.7)
+    chosen, allowed = (queueing.play(queue, limit) for limit in (2, 4))
+    assert queueing.LIMITS[queueing.best_rung(queue, 0.99)] == 2
+    assert 4 * chosen.late < allowed.late < 0.008
+    gained = allowed.idle - chosen.idle + queueing.BESIDE_RATE * (allowed.beside - chosen.beside)
+    assert gained < 0.02
+
+
 def test_nothing_is_gained_by_closing_where_requests_are_as_fast_beside_training() -> None:
     for inflation in (0.6, 1.0):
         assert queueing.best_rung(Queue(0.9, inflation, 1.5), 0.99) == len(queueing.LIMITS) - 1

@@ -190,7 +190,7 @@ def test_bursts_that_the_model_does_not_know_are_learnt_from() -> None:
     for name in ("strict", "herald"):
         done = simulate(gpu, policies.load(name), seconds=200).services[0]
         late[name] = sum(ns > done.slo_ns for ns in done.latencies_ns) / len(done.latencies_ns)
-    assert late["herald"] <= late["strict"] + 0.02
+    assert late["herald"] <= late["strict"] + 0.015
 
 
 def test_ops_longer_than_requests_are_kept_off_some_sms() -> None:
