@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -164,19 +165,25 @@ def main(domain: str, name: str, target: Sequence[str]) -> None:
 
     A target that attaches itself takes the place of that job.
     """
-    from herald.hooks.trainer import stand_in
-
     if not target[0].startswith("-") and not Path(target[0]).exists():
         print(f"herald: error: herald run: {target[0]}: no such file", file=sys.stderr)
         raise SystemExit(2)
     try:
-        job = herald.attach(priority="low", name=name, domain=domain)
+        job = attach_stand_in(domain, name)
     except HeraldError as error:
         print(f"herald: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    stand_in(job)
     with job:
         run_target(target)
+
+
+def attach_stand_in(domain: str, name: str) -> herald.Job:
+    """The job of this process, until its program attaches one itself."""
+    from herald.hooks.trainer import StandIn, stand_in
+
+    job = herald.attach(priority="low", name=name, domain=domain)
+    stand_in(StandIn(job, domain, again=partial(attach_stand_in, domain, name)))
+    return job
 
 
 def run_target(target: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from herald.hooks import devices, learned
 from herald.hooks.disabled import DisabledJob
 from herald.hooks.job import Job
 from herald.hooks.service import HighJob
-from herald.hooks.trainer import LowJob, relieve_stand_in
+from herald.hooks.trainer import LowJob, relieved_stand_in
 from herald.job_view import JobView
 from herald.settings import NAME_BYTES, Settings, check_domain, check_name
 from herald.slo import NO_SLO, Slo, SloSpec
@@ -72,8 +72,8 @@ def attach(
             _log.warning("job %r has no SLO: its requests are protected, but none is judged (give slo='50ms')", name)
         return HighJob(table, where, model, name=name, slo=promised, target=job.target)
     light_percent = file.classes.light_percent
-    relieve_stand_in(name)
-    return LowJob(table, where, name=name, light_percent=light_percent, weight=job.weight, floor=job.floor)
+    with relieved_stand_in(name, domain):
+        return LowJob(table, where, name=name, light_percent=light_percent, weight=job.weight, floor=job.floor)
 
 
 def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:

@@ -2,8 +2,12 @@
 
 import ctypes
 import logging
-from contextlib import ExitStack
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from typing_extensions import override
 
@@ -85,18 +89,48 @@ class LowJob(AttachedJob):
         return [self._table.device_slot(devices.gpu_name(i)) for i in range(count)], count
 
 
+class StandIn(NamedTuple):
+    """The job of a program that need not know Herald, and how to attach it again."""
+
+    job: Job
+    domain: str
+    again: Callable[[], object]
+
+
 _log = logging.getLogger("herald")
-_stand_ins: list[Job] = []
+_stand_ins: list[StandIn] = []  # one or none
+_lock = threading.Lock()
 
 
-def stand_in(job: Job) -> None:
-    """The job of a program that need not know Herald: should it attach itself after all, that job takes its place."""
-    _stand_ins.append(job)
+def stand_in(job: StandIn) -> None:
+    """Should the program attach itself after all, that job takes its place."""
+    with _lock:
+        _stand_ins[:] = [job]
 
 
-def relieve_stand_in(name: str) -> None:
-    """Make room for the job ``name``, which the program itself attaches."""
-    while _stand_ins:
-        job = _stand_ins.pop()
-        _log.info("job %r, which `herald run` attached, makes room for the program's own, %r", job.name, name)
-        job.detach()
+@contextmanager
+def relieved_stand_in(name: str, domain: str) -> Iterator[None]:
+    """Room for the job ``name``, which the program attaches within; where that fails, the stand-in is there again."""
+    with _lock:
+        relieved = _stand_ins.pop() if _stand_ins else None
+    if relieved is None:
+        yield
+        return
+    elsewhere = f", in domain {domain!r} and not {relieved.domain!r}" if domain != relieved.domain else ""
+    level = logging.WARNING if elsewhere else logging.INFO
+    _log.log(level, "the program attaches itself as %r, in place of what `herald run` attached%s", name, elsewhere)
+    relieved.job.detach()
+    try:
+        yield
+    except BaseException:
+        relieved.again()
+        raise
+
+
+def _forget_parents_stand_in() -> None:
+    global _lock  # noqa: PLW0603 -- the parent's lock may have been held when it forked
+    _lock = threading.Lock()
+    _stand_ins.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents_stand_in)

@@ -21,7 +21,7 @@ LIMITS = (0, 1, 2, 3, 4, 6, 9, 13, 20, NO_LIMIT, FREE)
 SAFETY = 0.8  # of what the target allows to be late: the model is a model
 UNAVOIDED = 0.003  # of requests, may be late beyond those that are alone: less cannot be told apart
 MISSES_PRICE = 0.2  # of training's time: what it must gain where all that may be late is late
-BESIDE_RATE = 0.75  # a guess of training beside requests, of its rate while none is open
+BESIDE_RATE = 0.75  # a guess of training's rate beside requests, of that while none is open
 HOOK = 0.02  # of training's time: what it loses by a gate that may close
 LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
@@ -47,13 +47,14 @@ class Queue(NamedTuple):
     spread: float = 1.0  # a long service time
 
 
-def best_rung(queue: Queue, target: float) -> int:
+def best_rung(queue: Queue, target: float, beside_rate: float = BESIDE_RATE) -> int:
     """How many requests may be open before the gate closes: the index in LIMITS of the best that is good enough.
 
     Good enough: a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot
-    be held with a gate that closes at once gets that. Best: training gains most, the requests paid for that are late.
+    be held with a gate that closes at once gets that. Best: training has most of it, after what late requests cost.
+    ``beside_rate``: of training while requests run beside it, of its rate while none is open.
     """
-    return _best_rung(_on_grid(queue), target)
+    return _best_rung(_on_grid(queue), target, round(beside_rate, 1))
 
 
 def play(queue: Queue, limit: int) -> Play:
@@ -74,7 +75,7 @@ def _on_grid(queue: Queue) -> Queue:
 
 
 @cache
-def _best_rung(queue: Queue, target: float) -> int:
+def _best_rung(queue: Queue, target: float, beside_rate: float) -> int:
     if queue.inflation <= 1:
         return _FREE_RUNG  # nothing is gained by closing
     allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
@@ -83,14 +84,14 @@ def _best_rung(queue: Queue, target: float) -> int:
     rungs: list[int] = [*range(num_good + 1)]
     if _play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough
         rungs.append(_FREE_RUNG)
-    return max(rungs, key=lambda rung: _worth(queue, rung, target))
+    return max(rungs, key=lambda rung: _worth(queue, rung, target, beside_rate))
 
 
-def _worth(queue: Queue, rung: int, target: float) -> float:
+def _worth(queue: Queue, rung: int, target: float, beside_rate: float) -> float:
     """What training has of a limit, less what is late by it: in time of training alone."""
     comes = _play(queue, LIMITS[rung])
     hook = HOOK if rung < _FREE_RUNG else 0.0
-    return comes.idle + BESIDE_RATE * comes.beside - MISSES_PRICE * comes.late / (1 - target) - hook
+    return comes.idle + beside_rate * comes.beside - MISSES_PRICE * comes.late / (1 - target) - hook
 
 
 @cache

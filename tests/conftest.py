@@ -63,13 +63,15 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     programs: list[subprocess.Popen[str]] = []
 
     def start_command(*command: str) -> "subprocess.Popen[str]":
-        programs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+        programs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         return programs[-1]
 
     yield start_command
     for program in programs:
         program.kill()
-        program.communicate()
+        if program.stdout:
+            program.stdout.close()  # unread: what the program started may hold the other end
+        program.wait()
 
 
 @pytest.fixture

@@ -320,6 +320,28 @@ def test_a_script_that_attaches_itself_is_one_job_and_its_own(tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (0, "['mine']\n[]\n"), done.stderr
 
 
+def test_where_a_script_cannot_attach_itself_it_is_still_the_job_of_run(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import herald\n"
+        "from herald.hooks.trainer import LowJob\n"
+        "from herald.table import Table\n"
+        "start, LowJob._start = LowJob._start, lambda job: LowJob.fail(job)\n"
+        "def fail(job):\n"
+        "    LowJob._start = start\n"
+        "    raise herald.AttachError('no')\n"
+        "LowJob.fail = fail\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        herald.attach(priority='low', name='mine', device='cpu')\n"
+        "    except herald.AttachError as error:\n"
+        "        print(error)\n"
+        "    print([job.name for job in Table.open().jobs()])\n"
+    )
+    done = herald("run", "--priority=low", "--device=cpu", "--", sys.executable, str(script))
+    assert (done.returncode, done.stdout) == (0, "no\n['train']\n['mine']\n"), done.stderr
+
+
 def test_a_signal_ends_the_program_itself(tmp_path: Path, start: "Callable[..., subprocess.Popen[str]]") -> None:
     script = tmp_path / "train.py"
     script.write_text("print('up', flush=True)\nimport signal\nsignal.pause()\n")

@@ -287,6 +287,14 @@ def test_late_requests_have_a_price() -> None:
     assert gained < 0.02
 
 
+def test_however_long_requests_take_beside_training_the_gate_stays_open_where_training_gains_and_none_is_late() -> None:
+    for inflation, beside, load in ((4.2, 0.95, 0.2), (5.0, 0.95, 0.05)):
+        known = memory({OPEN: evidence(inflation, beside)}, mode=OPEN, load={SERVICE: load})
+        assert decide(Herald(space=False), known, slo_ns=400 * MS).modes == {GPU: OPEN}
+    hardly_any = memory({OPEN: evidence(4.2, 0.1)}, mode=OPEN, load={SERVICE: 0.2})
+    assert decide(Herald(space=False), hardly_any, slo_ns=400 * MS).modes == {GPU: CLOSED}
+
+
 def test_nothing_is_gained_by_closing_where_requests_are_as_fast_beside_training() -> None:
     for inflation in (0.6, 1.0):
         assert queueing.best_rung(Queue(0.9, inflation, 1.5), 0.99) == len(queueing.LIMITS) - 1

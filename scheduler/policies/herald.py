@@ -151,24 +151,26 @@ class Herald:
         return candidates
 
     def _prospect(self, view: "_View", mode: Mode) -> "_Prospect":
+        weights = rate_idle = rate_beside = 0.0
+        for trainer in view.trainers:
+            its_idle, its_beside = view.rates(trainer, mode)
+            weights += trainer.weight
+            rate_idle += trainer.weight * its_idle
+            rate_beside += trainer.weight * its_beside
+        relative = rate_beside / rate_idle if rate_idle and rate_beside else queueing.BESIDE_RATE
         idle = open_ = 1.0
         limits = []
         for known in view.known:
             queue = known.queue(view.inflation(known.key, mode))
-            limits.append(self._limit(known, mode, queue))
+            limits.append(self._limit(known, mode, queue, relative))
             comes = queueing.play(queue, limits[-1])
             idle = min(idle, comes.idle)
             open_ = min(open_, comes.idle + comes.beside)
-        worth = weights = 0.0
-        for trainer in view.trainers:
-            rate_idle, rate_beside = view.rates(trainer, mode)
-            worth += trainer.weight * (idle * rate_idle + (open_ - idle) * rate_beside)
-            weights += trainer.weight
-        return _Prospect(tuple(limits), worth / weights)
+        return _Prospect(tuple(limits), (idle * rate_idle + (open_ - idle) * rate_beside) / weights)
 
-    def _limit(self, known: "_Known", mode: Mode, queue: queueing.Queue | None) -> int:
-        """How many requests may be open before the gate closes: one of `queueing.LIMITS`. ``queue``: of a mode that was
-        tried.
+    def _limit(self, known: "_Known", mode: Mode, queue: queueing.Queue | None, beside_rate: float = 1.0) -> int:
+        """How many requests may be open before the gate closes: one of `queueing.LIMITS`. ``queue``, ``beside_rate``
+        (of training, see `queueing.best_rung`): of a mode that was tried.
         """
         if mode.closed or not self.laxity:
             return 0
@@ -182,7 +184,7 @@ class Herald:
         leeway = known.leeway if self.feedback else 0.0
         # With leeway to spare, as if twice as many requests might be late.
         target = 2 * known.target - 1 if leeway >= feedback.MOST else known.target
-        return queueing.LIMITS[max(0, queueing.best_rung(queue, target) + min(0, int(leeway)))]
+        return queueing.LIMITS[max(0, queueing.best_rung(queue, target, beside_rate) + min(0, int(leeway)))]
 
     def _plans(self, view: "_View", mode: Mode, prospects: "Mapping[Mode, _Prospect | None]") -> dict[JobKey, Plan]:
         if not view.knows_services:
