@@ -179,10 +179,11 @@ def main(domain: str, name: str, target: Sequence[str]) -> None:
 
 def attach_stand_in(domain: str, name: str) -> herald.Job:
     """The job of this process, until its program attaches one itself."""
-    from herald.hooks.trainer import StandIn, stand_in
+    from herald.hooks.trainer import LowJob
 
     job = herald.attach(priority="low", name=name, domain=domain)
-    stand_in(StandIn(job, domain, again=partial(attach_stand_in, domain, name)))
+    if isinstance(job, LowJob):  # else Herald is disabled
+        job.again = partial(attach_stand_in, domain, name)
     return job
 
 

@@ -199,6 +199,12 @@ _jobs: set[AttachedJob] = set()
 _registry_lock = threading.RLock()
 
 
+def attached_jobs() -> list[AttachedJob]:
+    """Of this process."""
+    with _registry_lock:
+        return list(_jobs)
+
+
 def _forget_parents_jobs() -> None:
     global _registry_lock  # noqa: PLW0603 -- the parent's lock may have been held when it forked
     _registry_lock = threading.RLock()
@@ -210,7 +216,7 @@ def _forget_parents_jobs() -> None:
 @atexit.register
 def detach_all() -> None:
     """Detach every job of this process; runs at exit."""
-    for job in list(_jobs):
+    for job in attached_jobs():
         try:
             job.detach()
         except Exception:

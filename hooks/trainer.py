@@ -2,27 +2,27 @@
 
 import ctypes
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from typing_extensions import override
 
 from herald.errors import AttachError
 from herald.hooks import classes, devices, launches, learned, native, sm_share
 from herald.hooks.devices import JobDevice
-from herald.hooks.job import AttachedJob, Job
+from herald.hooks.job import AttachedJob, attached_jobs
 from herald.native import process_token
 from herald.table import Table
+
+_log = logging.getLogger("herald")
 
 
 class LowJob(AttachedJob):
     """Best-effort training: its heavy ops wait while the gate of their device is closed."""
 
     priority = "low"
+    again: Callable[[], object] | None = None  # of a stand-in, whose place the program's own job takes: attach it anew
 
     def __init__(
         self, table: Table, device: JobDevice, *, name: str, light_percent: float, weight: float, floor: float
@@ -71,6 +71,11 @@ class LowJob(AttachedJob):
     def _stop(self) -> None:
         self._undo.close()
 
+    @property
+    def domain(self) -> str:
+        """Which jobs it meets."""
+        return self._table.domain
+
     @override
     def save_profile(self, path: str | Path) -> None:
         learned.save(path, learned.device_description(self._device.cuda_index))
@@ -89,48 +94,19 @@ class LowJob(AttachedJob):
         return [self._table.device_slot(devices.gpu_name(i)) for i in range(count)], count
 
 
-class StandIn(NamedTuple):
-    """The job of a program that need not know Herald, and how to attach it again."""
-
-    job: Job
-    domain: str
-    again: Callable[[], object]
-
-
-_log = logging.getLogger("herald")
-_stand_ins: list[StandIn] = []  # one or none
-_lock = threading.Lock()
-
-
-def stand_in(job: StandIn) -> None:
-    """Should the program attach itself after all, that job takes its place."""
-    with _lock:
-        _stand_ins[:] = [job]
-
-
 @contextmanager
 def relieved_stand_in(name: str, domain: str) -> Iterator[None]:
     """Room for the job ``name``, which the program attaches within; where that fails, the stand-in is there again."""
-    with _lock:
-        relieved = _stand_ins.pop() if _stand_ins else None
-    if relieved is None:
+    relieved = next((job for job in attached_jobs() if isinstance(job, LowJob) and job.again), None)
+    if relieved is None or relieved.again is None:
         yield
         return
     elsewhere = f", in domain {domain!r} and not {relieved.domain!r}" if domain != relieved.domain else ""
     level = logging.WARNING if elsewhere else logging.INFO
     _log.log(level, "the program attaches itself as %r, in place of what `herald run` attached%s", name, elsewhere)
-    relieved.job.detach()
+    relieved.detach()
     try:
         yield
     except BaseException:
         relieved.again()
         raise
-
-
-def _forget_parents_stand_in() -> None:
-    global _lock  # noqa: PLW0603 -- the parent's lock may have been held when it forked
-    _lock = threading.Lock()
-    _stand_ins.clear()
-
-
-os.register_at_fork(after_in_child=_forget_parents_stand_in)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -307,39 +308,53 @@ def test_a_script_runs_as_it_would_alone_but_attached(tmp_path: Path) -> None:
     }
 
 
-def test_a_script_that_attaches_itself_is_one_job_and_its_own(tmp_path: Path) -> None:
+def attaching(tmp_path: Path, program: str) -> "subprocess.CompletedProcess[str]":
+    """A script under `herald run` that knows Herald."""
     script = tmp_path / "train.py"
-    script.write_text(
-        "import herald, torch\n"
-        "from herald.table import Table\n"
-        "with herald.attach(torch.nn.Linear(2, 2), priority='low', name='mine', device='cpu'):\n"
-        "    print([job.name for job in Table.open().jobs()])\n"
-        "print(Table.open().jobs())\n"
+    script.write_text("import herald\nfrom herald.table import Table\n" + textwrap.dedent(program))
+    return herald("run", "--priority=low", "--device=cpu", "--", sys.executable, str(script))
+
+
+def test_a_script_that_attaches_itself_is_one_job_and_its_own(tmp_path: Path) -> None:
+    done = attaching(
+        tmp_path,
+        """
+        with herald.attach(priority="low", name="mine", device="cpu"):
+            print([job.name for job in Table.open().jobs()])
+        print(Table.open().jobs())
+        """,
     )
-    done = herald("run", "--priority=low", "--device=cpu", "--", sys.executable, str(script))
     assert (done.returncode, done.stdout) == (0, "['mine']\n[]\n"), done.stderr
 
 
 def test_where_a_script_cannot_attach_itself_it_is_still_the_job_of_run(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import herald\n"
-        "from herald.hooks.trainer import LowJob\n"
-        "from herald.table import Table\n"
-        "start, LowJob._start = LowJob._start, lambda job: LowJob.fail(job)\n"
-        "def fail(job):\n"
-        "    LowJob._start = start\n"
-        "    raise herald.AttachError('no')\n"
-        "LowJob.fail = fail\n"
-        "for _ in range(2):\n"
-        "    try:\n"
-        "        herald.attach(priority='low', name='mine', device='cpu')\n"
-        "    except herald.AttachError as error:\n"
-        "        print(error)\n"
-        "    print([job.name for job in Table.open().jobs()])\n"
+    done = attaching(
+        tmp_path,
+        """
+        from herald.hooks.trainer import LowJob
+
+        start = LowJob._start
+
+        def fails_once(job):
+            LowJob._start = start
+            raise herald.AttachError("no")
+
+        LowJob._start = fails_once
+        for _ in range(2):
+            try:
+                herald.attach(priority="low", name="mine", device="cpu")
+            except herald.AttachError as error:
+                print(error)
+            print([job.name for job in Table.open().jobs()])
+        """,
     )
-    done = herald("run", "--priority=low", "--device=cpu", "--", sys.executable, str(script))
     assert (done.returncode, done.stdout) == (0, "no\n['train']\n['mine']\n"), done.stderr
+
+
+def test_in_another_domain_than_that_of_run_a_script_is_told(domain: str, tmp_path: Path) -> None:
+    done = attaching(tmp_path, f"herald.attach(priority='low', device='cpu', domain='{domain}-b').detach()\n")
+    assert f"in domain '{domain}-b' and not '{domain}'" in done.stderr
+    Table.unlink(f"{domain}-b", force=True)
 
 
 def test_a_signal_ends_the_program_itself(tmp_path: Path, start: "Callable[..., subprocess.Popen[str]]") -> None:
