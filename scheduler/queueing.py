@@ -38,7 +38,7 @@ class Play(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """One service beside training, in mean service times alone."""
+    """One service beside training, in mean service times alone; what is asked of many of them comes `on_grid`."""
 
     load: float  # arrival rate x mean service time
     inflation: float  # of service times while the gate is open; below 1 where a closing gate costs more than training
@@ -47,49 +47,41 @@ class Queue(NamedTuple):
     spread: float = 1.0  # a long service time
 
 
+@lru_cache(1024)
+def on_grid(load: float, inflation: float, slo: float, margin: float, spread: float) -> Queue:
+    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, margin to 0.1, spread to 0.25."""
+    return Queue(
+        load=min(MOST_LOAD, round(load * 20) / 20),
+        inflation=1.06 ** round(math.log(max(0.1, inflation), 1.06)),
+        slo=1.03 ** round(math.log(max(0.1, slo), 1.03)),
+        margin=round(margin * 10) / 10,
+        spread=max(1.0, round(spread * 4) / 4),
+    )
+
+
+@cache
 def best_rung(queue: Queue, target: float, beside_rate: float = BESIDE_RATE) -> int:
     """How many requests may be open before the gate closes: the index in LIMITS of the best that is good enough.
 
     Good enough: a share ``target`` of requests is in time, with some to spare where that can be had. An SLO that cannot
     be held with a gate that closes at once gets that. Best: training has most of it, after what late requests cost.
-    ``beside_rate``: of training while requests run beside it, of its rate while none is open.
+    ``beside_rate``: of training while requests run beside it, of its rate while none is open; in tenths, as answers are
+    kept for every one that is asked for.
     """
-    return _best_rung(_on_grid(queue), target, round(beside_rate, 1))
-
-
-def play(queue: Queue, limit: int) -> Play:
-    """What comes of a limit."""
-    return _play(_on_grid(queue), limit)
-
-
-@lru_cache(1024)
-def _on_grid(queue: Queue) -> Queue:
-    """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, margin to 0.1, spread to 0.25."""
-    return Queue(
-        load=min(MOST_LOAD, round(queue.load * 20) / 20),
-        inflation=1.06 ** round(math.log(max(0.1, queue.inflation), 1.06)),
-        slo=1.03 ** round(math.log(max(0.1, queue.slo), 1.03)),
-        margin=round(queue.margin * 10) / 10,
-        spread=max(1.0, round(queue.spread * 4) / 4),
-    )
-
-
-@cache
-def _best_rung(queue: Queue, target: float, beside_rate: float) -> int:
     if queue.inflation <= 1:
         return _FREE_RUNG  # nothing is gained by closing
-    allowed = max(SAFETY * (1 - target), min(1 - target, _play(queue, 0).late + UNAVOIDED))
+    allowed = max(SAFETY * (1 - target), min(1 - target, play(queue, 0).late + UNAVOIDED))
     limits = LIMITS[1:-1]  # longer and longer queues, more and more late
-    num_good = bisect_right(limits, allowed, key=lambda limit: _play(queue, limit).late)
+    num_good = bisect_right(limits, allowed, key=lambda limit: play(queue, limit).late)
     rungs: list[int] = [*range(num_good + 1)]
-    if _play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough
+    if play(queue, FREE).late <= allowed:  # which pays for no closes: perhaps where a lower limit is not good enough
         rungs.append(_FREE_RUNG)
     return max(rungs, key=lambda rung: _worth(queue, rung, target, beside_rate))
 
 
 def _worth(queue: Queue, rung: int, target: float, beside_rate: float) -> float:
     """What training has of a limit, less what is late by it: in time of training alone."""
-    comes = _play(queue, LIMITS[rung])
+    comes = play(queue, LIMITS[rung])
     hook = HOOK if rung < _FREE_RUNG else 0.0
     return comes.idle + beside_rate * comes.beside - MISSES_PRICE * comes.late / (1 - target) - hook
 
@@ -104,7 +96,8 @@ def alone_p99(load: float) -> float:
 
 
 @cache
-def _play(queue: Queue, limit: int) -> Play:
+def play(queue: Queue, limit: int) -> Play:
+    """What comes of a limit."""
     works, arrivals = _works(queue.spread), _arrivals(queue.load)
     inflation = queue.inflation
     most_open = math.inf if limit == FREE else limit

@@ -92,7 +92,8 @@ class Herald:
             prospects = self._prospects(view)
             mode = modes[device] = self._mode(view, prospects)
             plans |= self._plans(view, mode, prospects)
-            trainer_plans |= {trainer.key: TrainerPlan(sm_count=mode.sm_count) for trainer in view.trainers}
+            share = TrainerPlan(sm_count=mode.sm_count)
+            trainer_plans |= {trainer.key: share for trainer in view.trainers}
         return Decision(plans, trainer_plans, modes)
 
     def _prospects(self, view: "_View") -> "dict[Mode, _Prospect | None]":
@@ -144,7 +145,7 @@ class Herald:
         candidates = [*closed, OPEN]
         guess = 1.0 if view.may_try_open else GUESSED_INFLATION
         for share in view.shares() if self.space else ():
-            inflation = max(view.inflation(known.key, candidates[-1], guess) for known in view.known)
+            inflation = max([view.inflation(known.key, candidates[-1], guess) for known in view.known])
             if inflation <= WORTH_A_SHARE and share not in view.tried:
                 break
             candidates.append(share)
@@ -153,11 +154,12 @@ class Herald:
     def _prospect(self, view: "_View", mode: Mode) -> "_Prospect":
         weights = rate_idle = rate_beside = 0.0
         for trainer in view.trainers:
+            weight = trainer.weight
             its_idle, its_beside = view.rates(trainer, mode)
-            weights += trainer.weight
-            rate_idle += trainer.weight * its_idle
-            rate_beside += trainer.weight * its_beside
-        relative = rate_beside / rate_idle if rate_idle and rate_beside else queueing.BESIDE_RATE
+            weights += weight
+            rate_idle += weight * its_idle
+            rate_beside += weight * its_beside
+        relative = round(10 * rate_beside / rate_idle) / 10 if rate_idle and rate_beside else queueing.BESIDE_RATE
         idle = open_ = 1.0
         limits = []
         for known in view.known:
@@ -260,7 +262,7 @@ class _Known(NamedTuple):
         return self.residual * harm if self.mps and harm < 1 else self.residual
 
     def queue(self, inflation: float) -> queueing.Queue:
-        return queueing.Queue(self.load, inflation, self.slo, self.margin(inflation), self.spread)
+        return queueing.on_grid(self.load, inflation, self.slo, self.margin(inflation), self.spread)
 
 
 class _View(NamedTuple):
@@ -278,15 +280,16 @@ class _View(NamedTuple):
     @classmethod
     def of(cls, snapshot: Snapshot, device: str, may_try: Callable[[Collection[_Known]], tuple[bool, bool]]) -> "_View":
         memory = snapshot.memory
-        services = tuple(s for s in snapshot.services if s.device == device)
-        trainers = tuple(t for t in snapshot.trainers if t.device == device)
+        services = tuple([s for s in snapshot.services if s.device == device])
+        trainers = tuple([t for t in snapshot.trainers if t.device == device])
         seen = {mode: evidence for (where, mode), evidence in memory.evidence.items() if where == device}
         present = memory.mode.get(device, CLOSED)
-        residual = residual_ns(snapshot, device)
-        are_known = all(memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services)
-        # Services of a device wait for each other: to each, all requests are load.
-        load = sum(memory.load.get(s.key, 0.0) for s in services)
-        known = tuple(_Known.of(s, memory, residual, load) for s in services) if are_known else ()
+        known: tuple[_Known, ...] = ()
+        if all([memory.alone_requests.get(s.key, 0) >= ALONE_REQUESTS for s in services]):
+            residual = residual_ns(snapshot, device)
+            # Services of a device wait for each other: to each, all requests are load.
+            load = sum([memory.load.get(s.key, 0.0) for s in services])
+            known = tuple([_Known.of(s, memory, residual, load) for s in services])
         tried = {mode: found for mode, found in seen.items() if mode.closed or _is_enough(found)}
         # Where nothing may be tried, what is known of the mode in use has to do: it was enough to choose it.
         is_unsure = present in tried and not present.closed and not _is_enough(tried[present], STILL_TRYING)
@@ -295,16 +298,8 @@ class _View(NamedTuple):
             may_try_open, may_try_shares = may_try(known)
         if is_unsure and may_try_open:
             del tried[present]
-        return cls(
-            services=services,
-            trainers=trainers,
-            mode=present,
-            known=known,
-            may_try_open=may_try_open,
-            may_try_shares=may_try_shares,
-            tried=tried,
-            best_idle={t.key: max([0.0, *(e.rate_idle.get(t.key, 0.0) for e in seen.values())]) for t in trainers},
-        )
+        best_idle = {t.key: max([0.0, *[e.rate_idle.get(t.key, 0.0) for e in seen.values()]]) for t in trainers}
+        return cls(services, trainers, present, known, may_try_open, may_try_shares, tried, best_idle)
 
     @property
     def knows_services(self) -> bool:
@@ -327,7 +322,7 @@ class _View(NamedTuple):
         tried = self.tried.get(mode) or (self.tried.get(OPEN) if mode == CLOSED else None)
         if tried is None or best <= 0:
             return 1.0, 0.0
-        idle = min(1.0, tried.rate_idle.get(trainer.key, best) / best)
+        idle = tried.rate_idle.get(trainer.key, best) / best
         beside = 0.0 if mode.closed else min(1.0, tried.rate_beside.get(trainer.key, 0.0) / best)
         return idle, beside
 
