@@ -7,7 +7,7 @@ anyway; under MPS as far as the SLO lets requests run beside training, at a gues
 """
 
 from herald.scheduler import queueing
-from herald.scheduler.queueing import Queue
+from herald.scheduler.queueing import on_grid
 
 GUESSED_INFLATION = 2.0
 TIE = 0.99  # what is lost for sure against what is guessed
@@ -20,10 +20,10 @@ def mps_pays(*, slo: float, slowdown: float, load: float, target: float = 0.99) 
     if slowdown * load >= 1:
         return False
     slo_under = slo / slowdown
-    without = queueing.play(Queue(load, 1.0, slo), 0)
-    alone_under = queueing.play(Queue(load * slowdown, 1.0, slo_under), 0)
+    without = queueing.play(on_grid(load, 1.0, slo), 0)
+    alone_under = queueing.play(on_grid(load * slowdown, 1.0, slo_under), 0)
     if alone_under.late > max(1 - target, without.late + queueing.UNAVOIDED):
         return False
-    beside = Queue(load * slowdown, GUESSED_INFLATION, slo_under)
+    beside = on_grid(load * slowdown, GUESSED_INFLATION, slo_under)
     under = queueing.play(beside, queueing.LIMITS[queueing.best_rung(beside, target)])
     return under.idle + queueing.BESIDE_RATE * under.beside >= TIE * without.idle

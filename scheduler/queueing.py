@@ -48,7 +48,7 @@ class Queue(NamedTuple):
 
 
 @lru_cache(1024)
-def on_grid(load: float, inflation: float, slo: float, margin: float, spread: float) -> Queue:
+def on_grid(load: float, inflation: float, slo: float, margin: float = 0.0, spread: float = 1.0) -> Queue:
     """Rounded: load to 0.05, inflation to 6 %, SLO to 3 %, margin to 0.1, spread to 0.25."""
     return Queue(
         load=min(MOST_LOAD, round(load * 20) / 20),

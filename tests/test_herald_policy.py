@@ -96,8 +96,27 @@ def test_an_untried_mode_is_tried_with_one_open_request_at_least() -> None:
 
 def test_shares_are_tried_only_where_there_is_inflation_to_bring_down() -> None:
     assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8)})).modes == {GPU: NARROW}
-    assert decide(Herald(), memory({OPEN: evidence(1.7, 0.8), NARROW: evidence(1.2, 0.8, 0.97)})).modes == {GPU: HALF}
     assert decide(Herald(), memory({OPEN: evidence(1.05, 0.9)})).modes == {GPU: OPEN}
+
+
+def test_a_share_is_tried_only_where_its_sms_may_be_worth_more_than_the_best_so_far() -> None:
+    good, poor = {OPEN: evidence(1.3, 0.9)}, {OPEN: evidence(1.7, 0.3)}
+    assert decide(Herald(), memory(good), slo_ns=160 * MS).modes == {GPU: OPEN}
+    assert decide(Herald(), memory(poor)).modes == {GPU: NARROW}
+    assert decide(Herald(), memory(poor | {NARROW: evidence(1.2, 0.8)})).modes == {GPU: NARROW}
+    assert decide(Herald(), memory(poor | {NARROW: evidence(1.5, 0.3)})).modes == {GPU: HALF}
+
+
+def test_a_share_is_tried_with_the_requests_that_the_open_mode_may_have() -> None:
+    """Which it can only be gentler than."""
+    slow = {OPEN: evidence(1.4, 0.6)}
+    harsh = evidence(4.0, 0.0, 0.5)
+    trial, known = (
+        decide(Herald(), memory(slow | others), slo_ns=120 * MS) for others in ({}, {NARROW: harsh, HALF: harsh})
+    )
+    assert trial.modes == {GPU: NARROW}
+    assert known.modes == {GPU: OPEN}
+    assert trial.plans[SERVICE].queue_limit == known.plans[SERVICE].queue_limit > 1
 
 
 def test_a_larger_share_is_not_tried_where_a_small_one_brings_nothing() -> None:

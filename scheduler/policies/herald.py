@@ -20,6 +20,7 @@ Arguments leave parts out, for ablations: no-space (no SM shares), no-time (the 
 closes when a request begins), no-feedback (no leeway).
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -60,6 +61,7 @@ HARSH_INFLATION = 4.0  # of one in which not even a few requests ran
 A_FEW = 3
 WORTH_A_SHARE = 1.1  # SM shares exist to bring inflation down: below this there is nothing to bring down
 STILL_TRYING = 1.3  # a mode in use is tried for longer than is asked of one that is not: the edge is crossed once
+HOPED_SCALING = 0.5  # of training with its SMs, as an exponent: launches and memory do not scale with them
 HYSTERESIS = 1.05  # of a mode with a share: SMs change hands, and training's memory is warm for another stream
 KEPT = 1.01  # of one without
 WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it leaves hope for a larger one
@@ -114,14 +116,16 @@ class Herald:
             for mode, prospect in prospects.items()
             if prospect is not None and (mode.closed or any(prospect.limits) or not self.laxity)
         }
+        best = max(worth, key=worth.__getitem__, default=OPEN)
         may_try = (view.may_try_open, view.may_try_shares)
         untried = next((m for m, prospect in prospects.items() if prospect is None and may_try[m.sm_count > 0]), None)
         if untried is not None:
             shares = [prospect.worth for mode, prospect in prospects.items() if prospect and mode.sm_count]
             # What a small share does not bring, a larger one does not.
-            if not shares or min(shares) >= WORTH_MORE * worth.get(OPEN, 0.0):
+            is_in_vain = bool(shares) and min(shares) < WORTH_MORE * worth.get(OPEN, 0.0)
+            kept = HYSTERESIS if untried.sm_count else KEPT
+            if not is_in_vain and view.hope(untried) >= kept * worth.get(best, 0.0):
                 return untried
-        best = max(worth, key=worth.__getitem__, default=OPEN)
         if view.mode not in prospects:
             return best
         worth.setdefault(best, 0.0)
@@ -191,11 +195,17 @@ class Herald:
     def _plans(self, view: "_View", mode: Mode, prospects: "Mapping[Mode, _Prospect | None]") -> dict[JobKey, Plan]:
         if not view.knows_services:
             return {service.key: STRICT_PLAN for service in view.services}
-        prospect = prospects.get(mode)
-        limits = prospect.limits if prospect else [self._limit(known, mode, None) for known in view.known]
+        limits = prospect.limits if (prospect := prospects.get(mode)) else self._trial_limits(view, mode, prospects)
         return {
             known.key: self._plan(view, known, mode, limit) for known, limit in zip(view.known, limits, strict=True)
         }
+
+    def _trial_limits(self, view: "_View", mode: Mode, prospects: "Mapping[Mode, _Prospect | None]") -> tuple[int, ...]:
+        """Of a mode that was not tried: of a share those of the open mode, than which it can only be gentler."""
+        limits = tuple([self._limit(known, mode, None) for known in view.known])
+        if mode.sm_count and (open_ := prospects.get(OPEN)):
+            return tuple(map(max, limits, open_.limits))
+        return limits
 
     def _plan(self, view: "_View", known: "_Known", mode: Mode, limit: int) -> Plan:
         if limit == queueing.FREE:
@@ -204,7 +214,10 @@ class Herald:
         if limit == 0:
             return STRICT_PLAN
         limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
-        margin = known.margin(view.inflation(known.key, mode, guess=1.0 if known.is_delayed else GUESSED_INFLATION))
+        guess = 1.0 if known.is_delayed else GUESSED_INFLATION
+        if mode.sm_count:
+            guess = min(guess, view.inflation(known.key, OPEN, guess))
+        margin = known.margin(view.inflation(known.key, mode, guess))
         margin_ns = round(margin * known.mean_ns) + RELEASE_NS
         return paced_plan(margin_ns, known.alone_ns, limit, inflation=self.inflation, quantile=self.quantile)
 
@@ -325,6 +338,12 @@ class _View(NamedTuple):
         idle = tried.rate_idle.get(trainer.key, best) / best
         beside = 0.0 if mode.closed else min(1.0, tried.rate_beside.get(trainer.key, 0.0) / best)
         return idle, beside
+
+    def hope(self, mode: Mode) -> float:
+        """What a mode may be worth that was not tried: requests cost training nothing, and it lacks only the SMs."""
+        if not mode.sm_count:
+            return 1.0
+        return math.pow(mode.sm_count / self.trainers[0].sm_total, HOPED_SCALING)
 
     def shares(self) -> tuple[Mode, ...]:
         """Open modes with a part of the SMs kept free; none where some job cannot."""
