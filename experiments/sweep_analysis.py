@@ -1,7 +1,8 @@
 """From the rows of a sweep to what they say. Pure functions; the same rows give the same numbers.
 
 A `Standing` is one pair under one load. Everything in it is relative to alone *without* MPS, in both MPS states: a
-person who chooses MPS pays for what it costs. Requests are pooled over repetitions.
+person who chooses MPS pays for what it costs. Requests are pooled over repetitions, and over runs of the experiment:
+runs have different seeds. Each run is measured against what was alone in it, since hosts differ.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +13,14 @@ import numpy as np
 
 from herald.experiments import criteria, shares, sweep, sweeps
 from herald.experiments.analysis import Spread
-from herald.experiments.rows import Row, of_kind
+from herald.experiments.rows import Row, RowsError, of_kind
 from herald.experiments.settings import SETTINGS
 from herald.experiments.shares import Share
 
-_CASE = ("pair", "device", "load", "rate_hz", "seed", "arrivals", "seconds")
+_CASE = ("pair", "device", "load", "rate_hz", "arrivals", "seconds")
+_REFERENCE = ("pair", "device", "load", "rate_hz", "arrivals")  # without a seed, as `_CASE`
+
+_Run = tuple[int, int]  # the seed of the experiment's run, the repetition in it
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Outcome:
     slo_factor: float | None
     repetitions: int
     p99_ms: float | None = None
-    p99_ratio: float | None = None  # to alone without MPS
+    p99_ratio: float | None = None  # to alone without MPS, each request to that of its own run
     attained: Mapping[float, Share] | None = None  # by SLO factor
     steps_per_s: float | None = None  # median over repetitions
     relative: Spread | None = None  # to training alone without MPS: median, least and most over repetitions
@@ -37,6 +41,11 @@ class Outcome:
         """For a table."""
         name = SETTINGS[self.setting].label
         return name if self.slo_factor is None else f"{name} {self.slo_factor:g}x"
+
+    @property
+    def training(self) -> float:
+        """What is compared: relative to alone in the same repetition, steps/s where nothing ran alone; 0 of none."""
+        return self.relative.value if self.relative else self.steps_per_s or 0.0
 
     def judged_at(self, factor: float) -> bool:
         """Whether it has service and training, and stands for itself at this SLO."""
@@ -49,7 +58,8 @@ class Standing:
 
     pair: str
     device: str
-    rate_hz: float
+    rate_hz: float  # in the first run
+    num_runs: int
     load: float | None  # busy share of the service alone on these arrivals; None without such a run
     told_load: float  # rate x mean time of a request alone
     service: Row | None  # its time alone
@@ -65,6 +75,8 @@ class Standing:
             parts.append(f"load {self.load:.2f}")
         if self.service is not None:
             parts.append(f"device busy {self.service['busy_share']:.0%}")
+        if self.num_runs > 1:
+            parts.append(f"{self.num_runs} runs")
         return ", ".join(parts)
 
     def outcome(self, setting: str, factor: float | None = None) -> Outcome | None:
@@ -73,10 +85,11 @@ class Standing:
         return next((o for o in self.outcomes if (o.setting, o.slo_factor) == (setting, asked)), None)
 
     def controller(self, factor: float) -> Outcome | None:
-        """Herald's, in the MPS state that `mps_choice` says, else in the one that was measured."""
+        """Herald's, in the MPS state that `mps_choice` says, unless it was measured more often in the other."""
         mps = self.service is not None and sweep.chosen_mps(self.service, self.told_load, factor)
-        first, second = reversed(sweeps.CONTROLLER) if mps else sweeps.CONTROLLER
-        return self.outcome(first, factor) or self.outcome(second, factor)
+        names = reversed(sweeps.CONTROLLER) if mps else sweeps.CONTROLLER
+        measured = [o for name in names if (o := self.outcome(name, factor)) is not None]
+        return max(measured, key=lambda outcome: outcome.repetitions, default=None)
 
     def attained_alone(self, factor: float) -> Share | None:
         """What share of requests meets that SLO without a trainer, without MPS."""
@@ -94,7 +107,7 @@ class Rival:
     """What Herald is compared with."""
 
     setting: str
-    steps_per_s: float
+    training: float  # as `Outcome.training`
     holds: bool  # False: nobody of the class holds the SLO, and this is strict
 
     def __str__(self) -> str:
@@ -136,24 +149,24 @@ class Comparison:
 
     def ratio(self, rival: Rival | None) -> float | None:
         """Herald's training / the rival's."""
-        if rival is None or self.herald.steps_per_s is None:
-            return None
-        return self.herald.steps_per_s / rival.steps_per_s
+        return self.herald.training / rival.training if rival is not None else None
 
 
 def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
-    """One per pair and load, in the order in which they were first measured."""
+    """One per pair and load, in the order in which they were first measured. Raises RowsError where rows contradict."""
     cases: dict[tuple[object, ...], list[Row]] = {}
     for row in of_kind(rows, kind):
         cases.setdefault(tuple(row["key"].get(name) for name in _CASE), []).append(row)
     services = {(row["workload"], row["device"]): row for row in reversed(of_kind(rows, sweep.SERVICE_TIME_KIND))}
-    references = reversed(of_kind(rows, sweep.SLO_KIND))
-    p99_ms = {tuple(row.get(name) for name in _CASE[:-1]): float(row["p99_ms"]) for row in references}
+    references: dict[tuple[object, ...], dict[int, float]] = {}
+    for row in of_kind(rows, sweep.SLO_KIND):
+        found = references.setdefault(tuple(row.get(name) for name in _REFERENCE), {})
+        found.setdefault(row["seed"], float(row["p99_ms"]))
     return [
         _standing(
             members,
             service=services.get((str(case[0]).partition("+")[0], case[1])),
-            p99_ms=p99_ms.get(case[:-1]),
+            told_p99_ms=references.get(case[: len(_REFERENCE)], {}),
         )
         for case, members in cases.items()
     ]
@@ -180,13 +193,13 @@ def rival(standing: Standing, names: Iterable[str], factor: float) -> Rival | No
         return None
     holding = [o for o in members if standing.holds(o, factor)]
     if holding:
-        best = max(holding, key=_steps_per_s)
-        return Rival(best.setting, _steps_per_s(best), holds=True)
+        best = max(holding, key=_training)
+        return Rival(best.setting, best.training, holds=True)
     stand_ins = _judged(standing, sweeps.STRICT, factor)
     if not stand_ins:
         return None
     best = max(stand_ins, key=lambda o: (o.attained or {})[factor].value)
-    return Rival(best.setting, _steps_per_s(best), holds=False)
+    return Rival(best.setting, best.training, holds=False)
 
 
 def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome | None:
@@ -194,7 +207,7 @@ def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome 
     members = _judged(standing, names, factor)
     holding = [o for o in members if standing.holds(o, factor)]
     if holding:
-        return max(holding, key=_steps_per_s)
+        return max(holding, key=_training)
     return max(members, key=lambda o: (o.attained or {})[factor].value, default=None)
 
 
@@ -208,18 +221,16 @@ def _judged(standing: Standing, names: Iterable[str], factor: float) -> list[Out
     return [o for o in found if o is not None and o.judged_at(factor)]
 
 
-def _steps_per_s(outcome: Outcome) -> float:
-    return outcome.steps_per_s or 0.0
+def _training(outcome: Outcome) -> float:
+    return outcome.training
 
 
-def _standing(rows: Sequence[Row], *, service: Row | None, p99_ms: float | None) -> Standing:
-    runs: dict[tuple[str, float | None], dict[int, Row]] = {}
-    for row in rows:
-        key = row["key"]
-        runs.setdefault((key["setting"], key["slo_factor"]), {})[key["repetition"]] = row
+def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[int, float]) -> Standing:
+    runs = _runs(rows)
     alone, trainer = runs.get(("alone", None), {}), runs.get(("train-alone", None), {})
-    if p99_ms is None and alone:
-        p99_ms = _p99_ms(alone.values())
+    seeds = {row["key"]["seed"] for row in rows}
+    p99_ms = {seed: _p99_ms(mine) for seed in seeds if (mine := [row for run, row in alone.items() if run[0] == seed])}
+    p99_ms |= {seed: told for seed, told in told_p99_ms.items() if seed in seeds}
     factors = tuple(sorted({factor for row in rows for factor in row["slo_factors"]}))
     order = {name: place for place, name in enumerate(SETTINGS)}
     key = rows[0]["key"]
@@ -230,17 +241,34 @@ def _standing(rows: Sequence[Row], *, service: Row | None, p99_ms: float | None)
         pair=key["pair"],
         device=key["device"],
         rate_hz=rate_hz,
+        num_runs=len(seeds),
         load=float(np.mean([r["inference"]["busy_s"] / key["seconds"] for r in alone.values()])) if alone else None,
         told_load=rate_hz * service["mean_s"] if service else 0.0,
         service=service,
-        p99_ms=p99_ms,
+        p99_ms=float(np.median(list(p99_ms.values()))) if p99_ms else None,
         factors=factors,
         outcomes=tuple(sorted(outcomes, key=lambda o: (order[o.setting], o.slo_factor or 0))),
     )
 
 
+def _runs(rows: Sequence[Row]) -> dict[tuple[str, float | None], dict[_Run, Row]]:
+    """By setting and SLO. Raises RowsError where two rows are of the same run: which of them counts, nobody said."""
+    found: dict[tuple[str, float | None], dict[_Run, Row]] = {}
+    for row in rows:
+        key = row["key"]
+        mine = found.setdefault((key["setting"], key["slo_factor"]), {})
+        run = key["seed"], key["repetition"]
+        if run in mine:
+            raise RowsError(
+                f"two rows of {key['pair']}, {key['setting']}, repetition {run[1]}, with seed {run[0]}: runs that are "
+                f"reported together need seeds of their own (--seed); report these one by one"
+            )
+        mine[run] = row
+    return found
+
+
 def _outcome(
-    name: str, factor: float | None, runs: Mapping[int, Row], p99_ms: float | None, factors: Sequence[float]
+    name: str, factor: float | None, runs: Mapping[_Run, Row], p99_ms: Mapping[int, float], factors: Sequence[float]
 ) -> Outcome:
     outcome = Outcome(name, factor, len(runs))
     if all("inference" in row for row in runs.values()):
@@ -252,30 +280,35 @@ def _outcome(
 
 
 def _attained(
-    factor: float | None, runs: Mapping[int, Row], p99_ms: float | None, factors: Sequence[float]
+    factor: float | None, runs: Mapping[_Run, Row], p99_ms: Mapping[int, float], factors: Sequence[float]
 ) -> Mapping[float, Share]:
     """At the SLO it was told, if it asked for one; else at every one."""
     if factor is not None:
         return {factor: shares.total(shares.within(r["inference"]["latency_ms"], r["slo_ms"]) for r in runs.values())}
-    if p99_ms is None:
+    if any(seed not in p99_ms for seed, _ in runs):
         return {}
-    latency_ms = [ms for row in runs.values() for ms in row["inference"]["latency_ms"]]
-    return {f: shares.within(latency_ms, round(f * p99_ms, 3)) for f in factors}
+    return {
+        f: shares.total(
+            shares.within(row["inference"]["latency_ms"], round(f * p99_ms[seed], 3)) for (seed, _), row in runs.items()
+        )
+        for f in factors
+    }
 
 
 def _relative(
-    outcome: Outcome, runs: Mapping[int, Row], alone: Mapping[int, Row], trainer: Mapping[int, Row]
+    outcome: Outcome, runs: Mapping[_Run, Row], alone: Mapping[_Run, Row], trainer: Mapping[_Run, Row]
 ) -> Outcome:
     """With what compares repetition by repetition."""
-    both = [alone[r] for r in runs if r in alone]
+    both = {run: row for run, row in runs.items() if run in alone}
     if outcome.p99_ms is not None and both:
-        ours = _p99_ms(row for r, row in runs.items() if r in alone)
-        outcome = replace(outcome, p99_ratio=ours / _p99_ms(both))
+        p99_ms = {seed: _p99_ms(alone[run] for run in both if run[0] == seed) for seed, _ in both}
+        ratios = [ms / p99_ms[seed] for (seed, _), row in both.items() for ms in row["inference"]["latency_ms"]]
+        outcome = replace(outcome, p99_ratio=float(np.percentile(ratios, 99)))
     if outcome.steps_per_s is not None:
         ratios = [
-            row["training"]["steps_per_s"] / trainer[r]["training"]["steps_per_s"]
-            for r, row in runs.items()
-            if r in trainer
+            row["training"]["steps_per_s"] / trainer[run]["training"]["steps_per_s"]
+            for run, row in runs.items()
+            if run in trainer
         ]
         if ratios:
             outcome = replace(outcome, relative=Spread(float(np.median(ratios)), min(ratios), max(ratios)))

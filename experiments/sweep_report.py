@@ -169,9 +169,9 @@ def _ablation_grid(standing: Standing) -> Grid:
 
 
 def _against(outcome: Outcome, whole: Outcome | None) -> str:
-    if outcome.steps_per_s is None or whole is None or not whole.steps_per_s or outcome.attained is None:
+    if not outcome.training or whole is None or not whole.training or outcome.attained is None:
         return ""
-    return f"{outcome.steps_per_s / whole.steps_per_s:.3f}"
+    return f"{outcome.training / whole.training:.3f}"
 
 
 def poster(mine: Sequence[Standing], found: Sequence[Row], out: Path) -> Section:

@@ -29,8 +29,10 @@ def row(
     repetition: int = 0,
     kind: str = "frontier",
     pair: str = PAIR,
+    seed: int = 0,
+    slowness: float = 1.0,
 ) -> Row:
-    """A run in which requests take 20 ms (0.04 of the time in all), ``late`` of them 100 ms."""
+    """A run in which requests take 20 ms (0.04 of the time in all), ``late`` of them 100 ms, on a host that slow."""
     chosen = SETTINGS[setting]
     made: dict[str, Any] = {
         "kind": kind,
@@ -43,23 +45,25 @@ def row(
             "seconds": SECONDS,
             "load": 0.4,
             "rate_hz": None,
-            "seed": 0,
+            "seed": seed,
         },
         "slo_factors": list(FACTORS),
         "mps": chosen.mps,
-        "slo_ms": 20.0 * (factor or FACTORS[-1]),
+        "slo_ms": slowness * 20.0 * (factor or FACTORS[-1]),
         "arrivals": {"kind": "periodic", "rate_hz": 10.0},
     }
     if "inference" in chosen.roles:
-        latency_ms = [100.0] * late + [20.0] * (NUM_REQUESTS - late)
+        latency_ms = [slowness * ms for ms in [100.0] * late + [20.0] * (NUM_REQUESTS - late)]
         made["inference"] = {"latency_ms": latency_ms, "busy_s": 8.0, "attainment": 1 - late / NUM_REQUESTS}
     if "training" in chosen.roles:
-        made["training"] = {"steps_per_s": steps_per_s}
+        made["training"] = {"steps_per_s": steps_per_s / slowness}
     return made
 
 
-def references(busy_share: float = 1.0, slowdown: float = 9.0, pair: str = PAIR) -> list[Row]:
-    case = {"pair": pair, "device": "cuda", "load": 0.4, "rate_hz": None, "seed": 0}
+def references(
+    busy_share: float = 1.0, slowdown: float = 9.0, pair: str = PAIR, seed: int = 0, slowness: float = 1.0
+) -> list[Row]:
+    case = {"pair": pair, "device": "cuda", "load": 0.4, "rate_hz": None, "seed": seed}
     return [
         {
             "kind": "service-time",
@@ -69,7 +73,7 @@ def references(busy_share: float = 1.0, slowdown: float = 9.0, pair: str = PAIR)
             "busy_share": busy_share,
             "slowdown": slowdown,
         },
-        {"kind": "slo-reference", **case, "p99_ms": 20.0, "count": NUM_REQUESTS},
+        {"kind": "slo-reference", **case, "p99_ms": 20.0 * slowness, "count": NUM_REQUESTS},
     ]
 
 
@@ -146,6 +150,29 @@ def test_repetitions_are_pooled_and_their_spread_is_kept() -> None:
     assert herald is not None and herald.relative is not None and herald.attained is not None
     assert (herald.repetitions, herald.attained[1.1].total) == (2, 2 * NUM_REQUESTS)
     assert (herald.relative.low, herald.relative.value, herald.relative.high) == pytest.approx((0.7, 0.75, 0.8))
+
+
+def test_runs_on_several_hosts_are_pooled_each_against_what_was_alone_in_it() -> None:
+    slow = {"seed": 1, "slowness": 3.0}
+    second = [
+        *references(**slow),
+        row("alone", **slow),
+        row("train-alone", steps_per_s=10.0, **slow),
+        row("mps-pct-25", steps_per_s=4.0, **slow),
+        row("herald", late=1, steps_per_s=9.0, factor=1.1, **slow),
+    ]
+    standing = only([*frontier(mps_late=2), *second])
+    herald, mps = standing.outcome("herald", 1.1), standing.outcome("mps-pct-25")
+    assert herald is not None and mps is not None and herald.attained is not None and mps.attained is not None
+    assert (herald.attained[1.1], mps.attained[1.1]) == (Share(399, 400), Share(398, 400))
+    assert (herald.training, mps.training) == pytest.approx((0.85, 0.3))
+    assert herald.p99_ratio == pytest.approx(1.0)
+    assert "2 runs" in standing.title
+
+
+def test_two_rows_of_one_run_are_refused() -> None:
+    with pytest.raises(rows.RowsError, match=r"alone, repetition 0, with seed 0: .*--seed"):
+        only([*frontier(), row("alone")])
 
 
 @pytest.mark.parametrize(("slowdown", "chosen"), [(1.5, "herald"), (1.0, "herald-mps")])
