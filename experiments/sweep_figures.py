@@ -29,11 +29,12 @@ def frontier(standing: Standing, path: Path) -> Path:
         1, len(factors), figsize=(4.4 * len(factors) + 1.6, 4.4), squeeze=False, sharey=True, layout="constrained"
     )
     for ax, factor in zip(axes[0], factors, strict=True):
-        shown = [o for o in standing.outcomes if o.judged_at(factor) and o.p99_ratio and o.relative]
-        for outcome in shown:
-            _mark(ax, outcome, _over_slo(standing, outcome, factor))
+        shown = [(o, ratio / factor) for o, ratio in _drawn(standing) if o.judged_at(factor)]
+        for outcome, over_slo in shown:
+            _mark(ax, outcome, over_slo)
         ax.axvline(1, color="#000000", linewidth=1, linestyle=":")
-        _finish(ax, standing, f"SLO {factor:g} x p99 alone", "inference p99 / SLO", 0.4)
+        low = _low(0.4, [over_slo for _, over_slo in shown])
+        _finish(ax, standing, f"SLO {factor:g} x p99 alone", "inference p99 / SLO", low)
     axes[0][0].set_ylabel("training relative to alone")
     _legend(figure, axes[0])
     figure.suptitle(standing.title, fontsize=11)
@@ -52,13 +53,14 @@ def overview(standings: Sequence[Standing], path: Path) -> Path:
     for ax in panels[len(standings) :]:
         ax.set_axis_off()
     for ax, standing in zip(panels, standings, strict=False):
-        for outcome in standing.outcomes:
-            if outcome.p99_ratio and outcome.relative:
-                _mark(ax, outcome, outcome.p99_ratio)
+        shown = _drawn(standing)
+        for outcome, ratio in shown:
+            _mark(ax, outcome, ratio)
         _join(ax, [o for factor in standing.factors if (o := standing.controller(factor)) is not None])
         for factor in standing.factors:
             ax.axvline(factor, color="#000000", linewidth=0.8, linestyle=":")
-        _finish(ax, standing, standing.pair, "inference p99 / alone (dotted: SLOs)", 0.8)
+        low = _low(0.8, [ratio for _, ratio in shown])
+        _finish(ax, standing, standing.pair, "inference p99 / alone (dotted: SLOs)", low)
     for line in axes:
         line[0].set_ylabel("training relative to alone")
     _legend(figure, panels)
@@ -114,9 +116,14 @@ def _first_row(found: Iterable[Row], kind: str, standing: Standing, outcome: Out
     return next((r for r in mine if (r["key"]["pair"], r["key"]["setting"], r["key"]["slo_factor"]) == wanted), None)
 
 
-def _over_slo(standing: Standing, outcome: Outcome, factor: float) -> float:
-    assert outcome.p99_ms is not None
-    return outcome.p99_ms / (factor * (standing.p99_ms or outcome.p99_ms))
+def _drawn(standing: Standing) -> list[tuple[Outcome, float]]:
+    """What has a place in a figure, and its p99 / alone."""
+    return [(o, o.p99_ratio) for o in standing.outcomes if o.p99_ratio and o.relative]
+
+
+def _low(usual: float, found: Sequence[float]) -> float:
+    """Where an axis begins: on a host that stalls, what ran alone may have had the worst tail of all."""
+    return min([usual, *(0.9 * value for value in found)])
 
 
 def _mark(ax: "Axes", outcome: Outcome, x: float) -> None:
