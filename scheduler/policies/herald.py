@@ -156,13 +156,7 @@ class Herald:
         return candidates
 
     def _prospect(self, view: "_View", mode: Mode) -> "_Prospect":
-        weights = rate_idle = rate_beside = 0.0
-        for trainer in view.trainers:
-            weight = trainer.weight
-            its_idle, its_beside = view.rates(trainer, mode)
-            weights += weight
-            rate_idle += weight * its_idle
-            rate_beside += weight * its_beside
+        rate_idle, rate_beside = view.training(mode)
         relative = round(10 * rate_beside / rate_idle) / 10 if rate_idle and rate_beside else queueing.BESIDE_RATE
         idle = open_ = 1.0
         limits = []
@@ -172,7 +166,7 @@ class Herald:
             comes = queueing.play(queue, limits[-1])
             idle = min(idle, comes.idle)
             open_ = min(open_, comes.idle + comes.beside)
-        return _Prospect(tuple(limits), (idle * rate_idle + (open_ - idle) * rate_beside) / weights)
+        return _Prospect(tuple(limits), idle * rate_idle + (open_ - idle) * rate_beside)
 
     def _limit(self, known: "_Known", mode: Mode, queue: queueing.Queue | None, beside_rate: float = 1.0) -> int:
         """How many requests may be open before the gate closes: one of `queueing.LIMITS`. ``queue``, ``beside_rate``
@@ -328,16 +322,23 @@ class _View(NamedTuple):
             return guess
         return tried.inflation.get(service, HARSH_INFLATION) if tried.beside_requests >= A_FEW else HARSH_INFLATION
 
-    def rates(self, trainer: Trainer, mode: Mode) -> tuple[float, float]:
-        """(idle, beside requests): of the trainer in that mode; 1 is its best rate while no request was open."""
-        best = self.best_idle[trainer.key]
+    def training(self, mode: Mode) -> tuple[float, float]:
+        """(idle, beside requests): what training has in that mode, by weight; 1 is all of it at its best rate."""
         # Behind a closed gate a trainer with all SMs is, while no request is open, what it is in the open mode.
-        tried = self.tried.get(mode) or (self.tried.get(OPEN) if mode == CLOSED else None)
-        if tried is None or best <= 0:
+        tried = self.tried.get(mode) or (self.tried.get(OPEN) if mode.closed else None)
+        if tried is None:
             return 1.0, 0.0
-        idle = tried.rate_idle.get(trainer.key, best) / best
-        beside = 0.0 if mode.closed else min(1.0, tried.rate_beside.get(trainer.key, 0.0) / best)
-        return idle, beside
+        weights = idle = beside = 0.0
+        for trainer in self.trainers:
+            key, weight, best = trainer.key, trainer.weight, self.best_idle[trainer.key]
+            weights += weight
+            if best <= 0:
+                idle += weight
+                continue
+            idle += weight * tried.rate_idle.get(key, best) / best
+            if not mode.closed:
+                beside += weight * min(1.0, tried.rate_beside.get(key, 0.0) / best)
+        return idle / weights, beside / weights
 
     def hope(self, mode: Mode) -> float:
         """What a mode may be worth that was not tried: requests cost training nothing, and it lacks only the SMs."""
