@@ -66,6 +66,7 @@ class Standing:
     p99_ms: float | None  # alone without MPS: 1 x of the SLOs
     factors: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
+    stolen: tuple[float, float] | None = None  # least and most of the cores' time in a row; rows of before say nothing
 
     @property
     def title(self) -> str:
@@ -237,6 +238,7 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
     rate_hz = next((row["arrivals"]["rate_hz"] for row in rows), 0.0)
     measured = [_outcome(name, factor, mine, p99_ms, factors) for (name, factor), mine in runs.items()]
     outcomes = [_relative(outcome, runs[outcome.setting, outcome.slo_factor], alone, trainer) for outcome in measured]
+    stolen = [row["host"]["stolen"] for row in rows if "host" in row]
     return Standing(
         pair=key["pair"],
         device=key["device"],
@@ -248,6 +250,7 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
         p99_ms=float(np.median(list(p99_ms.values()))) if p99_ms else None,
         factors=factors,
         outcomes=tuple(sorted(outcomes, key=lambda o: (order[o.setting], o.slo_factor or 0))),
+        stolen=(min(stolen), max(stolen)) if stolen else None,
     )
 
 

@@ -32,8 +32,15 @@ def grid(standing: Standing) -> Grid:
         title=standing.title + without,
         headings=("setting", "p99", *(f"met {factor:g}x, %" for factor in standing.factors), "train"),
         lines=tuple(_line(standing, outcome) for outcome in standing.outcomes),
-        notes=("p99 and train relative to alone without MPS; requests in time with 95 % interval",),
+        notes=("p99 and train relative to alone without MPS; requests in time with 95 % interval", *_host(standing)),
     )
+
+
+def _host(standing: Standing) -> tuple[str, ...]:
+    if standing.stolen is None:
+        return ()
+    low, high = (percent(share) for share in standing.stolen)
+    return (f"of the host's cores {low} to {high} % were taken by other machines, run by run",)
 
 
 def _line(standing: Standing, outcome: Outcome) -> tuple[str, ...]:

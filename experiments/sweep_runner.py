@@ -16,6 +16,7 @@ from herald.experiments import measures, provenance, rows, settings, sweep
 from herald.experiments.arrivals import Arrivals
 from herald.experiments.crew import Pair
 from herald.experiments.domain import DaemonFailed, private_mps
+from herald.experiments.host_load import CoreTime
 from herald.experiments.probes import probing, service_times
 from herald.experiments.process import Channel, WorkerError
 from herald.experiments.rows import Row
@@ -157,11 +158,14 @@ class SweepRunner:
             profile=self.experiment.profile_of(run.pair) if takes_part else None,
             follow=run.setting.uses_slo,
         )
+        begun = CoreTime.read()
+        trial = stage.run(run.setting, terms)
         row = {
             "kind": kind,
             "key": asdict(run.key),
             "slo_factors": self.experiment.slo_factors,
-            **measured(run.setting, terms, stage.run(run.setting, terms)),
+            **measured(run.setting, terms, trial),
+            "host": begun.until(CoreTime.read()),
         }
         self._log.keep(row, stage.crew.facts)
 

@@ -170,6 +170,14 @@ def test_runs_on_several_hosts_are_pooled_each_against_what_was_alone_in_it() ->
     assert "2 runs" in standing.title
 
 
+def test_the_table_says_what_others_took_of_the_host() -> None:
+    found = frontier()
+    assert not [note for note in sweep_report.grid(only(found)).notes if "taken" in note]  # rows of before
+    for made, stolen in zip((made for made in found if "key" in made), (0.0, 0.031, 0.002), strict=False):
+        made["host"] = {"busy": 0.2, "stolen": stolen}
+    assert "0 to 3.1 %" in sweep_report.grid(only(found)).notes[-1]
+
+
 def test_two_rows_of_one_run_are_refused() -> None:
     with pytest.raises(rows.RowsError, match=r"alone, repetition 0, with seed 0: .*--seed"):
         only([*frontier(), row("alone")])
