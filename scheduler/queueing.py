@@ -90,7 +90,7 @@ def _worth(queue: Queue, rung: int, target: float, beside_rate: float) -> float:
 def alone_p99(load: float) -> float:
     """The latency alone that 99 % of requests do not exceed."""
     latency = 1.0
-    while play(Queue(load, 1.0, latency), 0).late > 0.01:
+    while play(on_grid(load, 1.0, latency), 0).late > 0.01:
         latency *= 1.03
     return latency
 

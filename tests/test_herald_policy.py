@@ -332,6 +332,8 @@ def test_long_ops_leave_a_share_of_sms_to_be_tried_where_closing_protects_little
     short = memory({OPEN: evidence(3.0, 0.8)}, alone_mean_ns={SERVICE: 5.0 * MS}, alone_high_ns={SERVICE: 6 * MS})
     long_ops = Snapshot((service(slo_ns=11 * MS),), (trainer(longest_stretch_ns=6 * MS),), short)
     assert Herald().decide(long_ops, 0).modes == {GPU: NARROW}
+    idle = replace(short, load={SERVICE: 0.02})  # so that a closed gate leaves more to training than a share could
+    assert Herald().decide(replace(long_ops, memory=idle), 0).modes == {GPU: NARROW}
     with_share = replace(short, evidence={**short.evidence, (GPU, NARROW): evidence(0.6, 0.75, 0.8)})
     decision = Herald().decide(replace(long_ops, memory=with_share), 0)
     assert decision.modes == {GPU: NARROW}
@@ -357,6 +359,35 @@ def test_what_is_known_of_a_mode_in_use_is_enough_where_nothing_may_be_tried() -
             for mode in (OPEN, CLOSED)
         }
         assert len(chosen) == 1
+
+
+@given(
+    load=st.floats(0.05, 0.9),
+    slo_ms=st.integers(40, 240),
+    open_=st.builds(evidence, st.floats(1.0, 3.0), st.floats(0.1, 1.0)),
+    share=st.builds(evidence, st.floats(1.0, 2.0), st.floats(0.3, 1.0), st.floats(0.5, 1.0)),
+    enough=st.sampled_from([0.9, 1.1, 1.5]),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_mode_that_is_chosen_is_chosen_again(
+    load: float, slo_ms: int, open_: Evidence, share: Evidence, enough: float
+) -> None:
+    """Whatever else is known: else modes would change tick by tick, and none would be learnt of."""
+    share = replace(share, time_ns=round(enough * TRIED_NS), beside_requests=enough * TRIED_REQUESTS)
+    known = {OPEN: open_, NARROW: share}
+    for mode in (CLOSED, OPEN, NARROW, HALF):
+        chosen = decide(Herald(), memory(known, mode=mode, load={SERVICE: load}), slo_ns=slo_ms * MS).modes[GPU]
+        again = decide(Herald(), memory(known, mode=chosen, load={SERVICE: load}), slo_ns=slo_ms * MS).modes[GPU]
+        assert again == chosen
+
+
+def test_a_trial_keeps_the_rule_of_slack() -> None:
+    """Though the open mode may do without, nobody knows yet whether this one can."""
+    known = {OPEN: evidence(1.3, 0.3)}
+    decision = decide(Herald(), memory(known), slo_ns=400 * MS)
+    assert decision.modes == {GPU: NARROW}
+    assert decision.plans[SERVICE].queue_limit == NO_QUEUE_LIMIT
+    assert decision.plans[SERVICE] != FREE_PLAN
 
 
 # ---- with or without MPS
