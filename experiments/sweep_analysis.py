@@ -6,7 +6,7 @@ runs have different seeds. Each run is measured against what was alone in it, si
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import exp, log
 
 import numpy as np
@@ -33,7 +33,9 @@ class Outcome:
     p99_ms: float | None = None
     p99_ratio: float | None = None  # to alone without MPS, each request to that of its own run
     attained: Mapping[float, Share] | None = None  # by SLO factor
+    p99_over_slo: Mapping[float, float] | None = None  # by SLO factor: 1 is an SLO just held at the 99th percentile
     steps_per_s: float | None = None  # median over repetitions
+    rates: Mapping[_Run, float] = field(default_factory=dict)  # steps/s
     relative: Spread | None = None  # to training alone without MPS: median, least and most over repetitions
 
     @property
@@ -42,10 +44,10 @@ class Outcome:
         name = SETTINGS[self.setting].label
         return name if self.slo_factor is None else f"{name} {self.slo_factor:g}x"
 
-    @property
-    def training(self) -> float:
-        """What is compared: relative to alone in the same repetition, steps/s where nothing ran alone; 0 of none."""
-        return self.relative.value if self.relative else self.steps_per_s or 0.0
+    def trains_more_than(self, other: "Outcome") -> float | None:
+        """Its training / the other's: the median over the repetitions that both have. None without such."""
+        ratios = [rate / theirs for run, rate in self.rates.items() if (theirs := other.rates.get(run))]
+        return float(np.median(ratios)) if ratios else None
 
     def judged_at(self, factor: float) -> bool:
         """Whether it has service and training, and stands for itself at this SLO."""
@@ -63,9 +65,9 @@ class Standing:
     load: float | None  # busy share of the service alone on these arrivals; None without such a run
     told_load: float  # rate x mean time of a request alone
     service: Row | None  # its time alone
-    p99_ms: float | None  # alone without MPS: 1 x of the SLOs
     factors: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
+    controllers: Mapping[float, Outcome]  # Herald's by SLO factor, of each repetition in the MPS state that was chosen
     stolen: tuple[float, float] | None = None  # least and most of the cores' time in a row; rows of before say nothing
 
     @property
@@ -86,11 +88,8 @@ class Standing:
         return next((o for o in self.outcomes if (o.setting, o.slo_factor) == (setting, asked)), None)
 
     def controller(self, factor: float) -> Outcome | None:
-        """Herald's, in the MPS state that `mps_choice` says, unless it was measured more often in the other."""
-        mps = self.service is not None and sweep.chosen_mps(self.service, self.told_load, factor)
-        names = reversed(sweeps.CONTROLLER) if mps else sweeps.CONTROLLER
-        measured = [o for name in names if (o := self.outcome(name, factor)) is not None]
-        return max(measured, key=lambda outcome: outcome.repetitions, default=None)
+        """Herald's at that SLO."""
+        return self.controllers.get(factor)
 
     def attained_alone(self, factor: float) -> Share | None:
         """What share of requests meets that SLO without a trainer, without MPS."""
@@ -108,7 +107,7 @@ class Rival:
     """What Herald is compared with."""
 
     setting: str
-    training: float  # as `Outcome.training`
+    ratio: float  # Herald's training / its
     holds: bool  # False: nobody of the class holds the SLO, and this is strict
 
     def __str__(self) -> str:
@@ -148,10 +147,6 @@ class Comparison:
         alone = self.standing.attained_alone(self.factor)
         return alone is None or alone.holds(criteria.ATTAINMENT)
 
-    def ratio(self, rival: Rival | None) -> float | None:
-        """Herald's training / the rival's."""
-        return self.herald.training / rival.training if rival is not None else None
-
 
 def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     """One per pair and load, in the order in which they were first measured. Raises RowsError where rows contradict."""
@@ -179,28 +174,28 @@ def compare(standing: Standing) -> list[Comparison]:
     for factor in standing.factors:
         herald = standing.controller(factor)
         if herald is not None and herald.judged_at(factor):
-            static, mps = (rival(standing, names, factor) for names in (sweeps.STATICS, sweeps.PLAIN_MPS))
+            static, mps = (rival(standing, names, factor, herald) for names in (sweeps.STATICS, sweeps.PLAIN_MPS))
             found.append(Comparison(standing, factor, herald, static, mps))
     return found
 
 
-def rival(standing: Standing, names: Iterable[str], factor: float) -> Rival | None:
-    """The most training among those that hold the SLO; where nobody does, strict (in its better MPS state).
+def rival(standing: Standing, names: Iterable[str], factor: float, herald: Outcome) -> Rival | None:
+    """The one against which Herald trains least, of those that hold the SLO; where nobody does, strict (in its better
+    MPS state).
 
-    None where nobody of these was measured, or there is nothing to stand in for them.
+    None where nobody of these was measured in a repetition that Herald has, or nothing is there to stand in for them.
     """
-    members = _judged(standing, names, factor)
+    members = [o for o in _judged(standing, names, factor) if herald.trains_more_than(o) is not None]
     if not members:
         return None
-    holding = [o for o in members if standing.holds(o, factor)]
+    holding = [Rival(o.setting, herald.trains_more_than(o) or 0.0, True) for o in members if standing.holds(o, factor)]
     if holding:
-        best = max(holding, key=_training)
-        return Rival(best.setting, best.training, holds=True)
-    stand_ins = _judged(standing, sweeps.STRICT, factor)
+        return min(holding, key=lambda rival: rival.ratio)
+    stand_ins = [o for o in _judged(standing, sweeps.STRICT, factor) if herald.trains_more_than(o) is not None]
     if not stand_ins:
         return None
     best = max(stand_ins, key=lambda o: (o.attained or {})[factor].value)
-    return Rival(best.setting, best.training, holds=False)
+    return Rival(best.setting, herald.trains_more_than(best) or 0.0, holds=False)
 
 
 def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome | None:
@@ -208,7 +203,7 @@ def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome 
     members = _judged(standing, names, factor)
     holding = [o for o in members if standing.holds(o, factor)]
     if holding:
-        return max(holding, key=_training)
+        return max(holding, key=lambda outcome: outcome.steps_per_s or 0.0)
     return max(members, key=lambda o: (o.attained or {})[factor].value, default=None)
 
 
@@ -222,10 +217,6 @@ def _judged(standing: Standing, names: Iterable[str], factor: float) -> list[Out
     return [o for o in found if o is not None and o.judged_at(factor)]
 
 
-def _training(outcome: Outcome) -> float:
-    return outcome.training
-
-
 def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[int, float]) -> Standing:
     runs = _runs(rows)
     alone, trainer = runs.get(("alone", None), {}), runs.get(("train-alone", None), {})
@@ -236,8 +227,17 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
     order = {name: place for place, name in enumerate(SETTINGS)}
     key = rows[0]["key"]
     rate_hz = next((row["arrivals"]["rate_hz"] for row in rows), 0.0)
-    measured = [_outcome(name, factor, mine, p99_ms, factors) for (name, factor), mine in runs.items()]
-    outcomes = [_relative(outcome, runs[outcome.setting, outcome.slo_factor], alone, trainer) for outcome in measured]
+    told_load = rate_hz * service["mean_s"] if service else 0.0
+
+    def outcome(name: str, factor: float | None, mine: Mapping[_Run, Row]) -> Outcome:
+        return _relative(_outcome(name, factor, mine, p99_ms, factors), mine, alone, trainer)
+
+    outcomes = [outcome(name, factor, mine) for (name, factor), mine in runs.items()]
+    controllers = {
+        factor: outcome(chosen[0], factor, chosen[1])
+        for factor in factors
+        if (chosen := _controller(runs, factor, service, told_load)) is not None
+    }
     stolen = [row["host"]["stolen"] for row in rows if "host" in row]
     return Standing(
         pair=key["pair"],
@@ -245,13 +245,28 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
         rate_hz=rate_hz,
         num_runs=len(seeds),
         load=float(np.mean([r["inference"]["busy_s"] / key["seconds"] for r in alone.values()])) if alone else None,
-        told_load=rate_hz * service["mean_s"] if service else 0.0,
+        told_load=told_load,
         service=service,
-        p99_ms=float(np.median(list(p99_ms.values()))) if p99_ms else None,
         factors=factors,
         outcomes=tuple(sorted(outcomes, key=lambda o: (order[o.setting], o.slo_factor or 0))),
+        controllers=controllers,
         stolen=(min(stolen), max(stolen)) if stolen else None,
     )
+
+
+def _controller(
+    runs: Mapping[tuple[str, float | None], Mapping[_Run, Row]], factor: float, service: Row | None, load: float
+) -> tuple[str, dict[_Run, Row]] | None:
+    """Herald's rows at an SLO, under the name of the MPS state that `mps_choice` says.
+
+    Of a repetition that has no row in that state, the other's: each run of the experiment chose for its own host.
+    """
+    mps = service is not None and sweep.chosen_mps(service, load, factor)
+    first, second = reversed(sweeps.CONTROLLER) if mps else sweeps.CONTROLLER
+    found = {**runs.get((second, factor), {}), **runs.get((first, factor), {})}
+    if not found:
+        return None
+    return (first if (first, factor) in runs else second), found
 
 
 def _runs(rows: Sequence[Row]) -> dict[tuple[str, float | None], dict[_Run, Row]]:
@@ -275,27 +290,32 @@ def _outcome(
 ) -> Outcome:
     outcome = Outcome(name, factor, len(runs))
     if all("inference" in row for row in runs.values()):
-        outcome = replace(outcome, p99_ms=_p99_ms(runs.values()), attained=_attained(factor, runs, p99_ms, factors))
+        attained, over_slo = _at_slos(factor, runs, p99_ms, factors)
+        outcome = replace(outcome, p99_ms=_p99_ms(runs.values()), attained=attained, p99_over_slo=over_slo)
     if all("training" in row for row in runs.values()):
-        rates = [row["training"]["steps_per_s"] for row in runs.values()]
-        outcome = replace(outcome, steps_per_s=float(np.median(rates)))
+        rates = {run: float(row["training"]["steps_per_s"]) for run, row in runs.items()}
+        outcome = replace(outcome, steps_per_s=float(np.median(list(rates.values()))), rates=rates)
     return outcome
 
 
-def _attained(
+def _at_slos(
     factor: float | None, runs: Mapping[_Run, Row], p99_ms: Mapping[int, float], factors: Sequence[float]
-) -> Mapping[float, Share]:
-    """At the SLO it was told, if it asked for one; else at every one."""
-    if factor is not None:
-        return {factor: shares.total(shares.within(r["inference"]["latency_ms"], r["slo_ms"]) for r in runs.values())}
-    if any(seed not in p99_ms for seed, _ in runs):
-        return {}
-    return {
-        f: shares.total(
-            shares.within(row["inference"]["latency_ms"], round(f * p99_ms[seed], 3)) for (seed, _), row in runs.items()
-        )
-        for f in factors
-    }
+) -> tuple[Mapping[float, Share], Mapping[float, float]]:
+    """Attainment and p99 / SLO: at the SLO it was told, if it asked for one; else at every one, of runs that say it."""
+    attained, over_slo = {}, {}
+    for asked in factors if factor is None else (factor,):
+        slo_ms = {
+            run: row["slo_ms"] if factor is not None else round(asked * p99_ms[run[0]], 3)
+            for run, row in runs.items()
+            if factor is not None or run[0] in p99_ms
+        }
+        if not slo_ms:
+            continue
+        latency_ms = {run: runs[run]["inference"]["latency_ms"] for run in slo_ms}
+        attained[asked] = shares.total(shares.within(latency_ms[run], slo_ms[run]) for run in slo_ms)
+        ratios = [ms / slo_ms[run] for run in slo_ms for ms in latency_ms[run]]
+        over_slo[asked] = float(np.percentile(ratios, 99))
+    return attained, over_slo
 
 
 def _relative(

@@ -29,7 +29,7 @@ def frontier(standing: Standing, path: Path) -> Path:
         1, len(factors), figsize=(4.4 * len(factors) + 1.6, 4.4), squeeze=False, sharey=True, layout="constrained"
     )
     for ax, factor in zip(axes[0], factors, strict=True):
-        shown = [(o, ratio / factor) for o, ratio in _drawn(standing) if o.judged_at(factor)]
+        shown = [(o, (o.p99_over_slo or {})[factor]) for o, _ in _drawn(standing) if o.judged_at(factor)]
         for outcome, over_slo in shown:
             _mark(ax, outcome, over_slo)
         ax.axvline(1, color="#000000", linewidth=1, linestyle=":")
@@ -83,8 +83,8 @@ def poster(
         left.plot(
             times_s, row["inference"]["latency_ms"], color=_colour(outcome), label=_told(outcome, factor), **style
         )
-    if standing.p99_ms is not None:
-        slo_ms = factor * standing.p99_ms
+    if (told := _first_row(found, "poster", standing, herald)) is not None:
+        slo_ms = told["slo_ms"]
         left.axhline(slo_ms, color="#000000", linestyle="--", linewidth=1)
         left.annotate(f"SLO {slo_ms:.0f} ms", (0, slo_ms), textcoords="offset points", xytext=(2, 3), fontsize=9)
     left.set_ylim(bottom=0)

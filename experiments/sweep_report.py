@@ -8,7 +8,16 @@ from herald.experiments.criteria import Criterion
 from herald.experiments.report_page import Grid, Section
 from herald.experiments.rows import Row
 from herald.experiments.shares import percent
-from herald.experiments.sweep_analysis import Comparison, Outcome, Standing, closest, compare, geometric_mean, standings
+from herald.experiments.sweep_analysis import (
+    Comparison,
+    Outcome,
+    Rival,
+    Standing,
+    closest,
+    compare,
+    geometric_mean,
+    standings,
+)
 
 GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
 POINT_HEADINGS = ("pair", "SLO", "met %", "train", "best static", "ratio", "best MPS", "ratio")
@@ -74,16 +83,12 @@ def _point(c: Comparison) -> tuple[str, ...]:
         f"{c.factor:g}",
         f"{percent(c.attained.value)}{'' if c.holds else '!'}",
         relative,
-        *(text for rival in (c.static, c.mps) for text in (_name(rival), _ratio(c.ratio(rival)))),
+        *(text for rival in (c.static, c.mps) for text in _against(rival)),
     )
 
 
-def _name(rival: object) -> str:
-    return "" if rival is None else str(rival)
-
-
-def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}"
+def _against(rival: Rival | None) -> tuple[str, str]:
+    return ("", "") if rival is None else (str(rival), f"{rival.ratio:.2f}")
 
 
 # Criteria -------------------------------------------------------------------------------------------------------------
@@ -93,8 +98,8 @@ def verdict(comparisons: Sequence[Comparison]) -> list[Criterion]:
     """The criteria of the frontier."""
     lines = [criterion for c in comparisons for criterion in _of_point(c)]
     held = [c for c in comparisons if c.holds]
-    lines += _gains("a static setting, strict among them", [c.ratio(c.static) for c in held], criteria.STATIC_GAIN)
-    lines += _gains("plain MPS", [c.ratio(c.mps) for c in held], criteria.MPS_GAIN)
+    lines += _gains("a static setting, strict among them", [c.static for c in held], criteria.STATIC_GAIN)
+    lines += _gains("plain MPS", [c.mps for c in held], criteria.MPS_GAIN)
     return lines
 
 
@@ -109,11 +114,9 @@ def _of_point(c: Comparison) -> list[Criterion]:
                 passed=c.holds,
             )
         )
-    ratio = c.ratio(c.static)
-    if ratio is not None:
-        lines.append(
-            criteria.at_least(f"{c.title}: training / best static, {c.static}", ratio, criteria.STATIC_TOLERANCE)
-        )
+    if c.static is not None:
+        what = f"{c.title}: training / best static, {c.static}"
+        lines.append(criteria.at_least(what, c.static.ratio, criteria.STATIC_TOLERANCE))
     return lines + _of_kind(c)
 
 
@@ -140,8 +143,8 @@ def _room(room: float) -> str:
     return f"1 - load = {room:.3f}"
 
 
-def _gains(against: str, ratios: Sequence[float | None], least: float) -> list[Criterion]:
-    known = [ratio for ratio in ratios if ratio is not None]
+def _gains(against: str, rivals: Sequence[Rival | None], least: float) -> list[Criterion]:
+    known = [rival.ratio for rival in rivals if rival is not None]
     mean = geometric_mean(known)
     if mean is None:
         return []
@@ -170,15 +173,16 @@ def ablation(mine: Sequence[Standing], _found: Sequence[Row], _out: Path) -> Sec
 def _ablation_grid(standing: Standing) -> Grid:
     base = grid(standing)
     whole = {factor: standing.outcome("herald-mps", factor) for factor in standing.factors}
-    ratios = [_against(o, whole.get(o.slo_factor or standing.factors[0])) for o in standing.outcomes]
+    ratios = [_over_whole(o, whole.get(o.slo_factor or standing.factors[0])) for o in standing.outcomes]
     lines = tuple((*line, ratio) for line, ratio in zip(base.lines, ratios, strict=True))
     return Grid(base.title, (*base.headings, "/ whole"), lines, base.notes)
 
 
-def _against(outcome: Outcome, whole: Outcome | None) -> str:
-    if not outcome.training or whole is None or not whole.training or outcome.attained is None:
+def _over_whole(outcome: Outcome, whole: Outcome | None) -> str:
+    if whole is None or outcome.attained is None:
         return ""
-    return f"{outcome.training / whole.training:.3f}"
+    ratio = outcome.trains_more_than(whole)
+    return "" if ratio is None else f"{ratio:.3f}"
 
 
 def poster(mine: Sequence[Standing], found: Sequence[Row], out: Path) -> Section:

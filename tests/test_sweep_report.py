@@ -165,9 +165,33 @@ def test_runs_on_several_hosts_are_pooled_each_against_what_was_alone_in_it() ->
     herald, mps = standing.outcome("herald", 1.1), standing.outcome("mps-pct-25")
     assert herald is not None and mps is not None and herald.attained is not None and mps.attained is not None
     assert (herald.attained[1.1], mps.attained[1.1]) == (Share(399, 400), Share(398, 400))
-    assert (herald.training, mps.training) == pytest.approx((0.85, 0.3))
+    assert herald.relative is not None and mps.relative is not None
+    assert (herald.relative.value, mps.relative.value) == pytest.approx((0.85, 0.3))
     assert herald.p99_ratio == pytest.approx(1.0)
     assert "2 runs" in standing.title
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_run_is_judged_in_the_mps_state_that_was_chosen_on_its_host(turned: bool) -> None:
+    """And against rivals of the same repetitions, whichever file comes first."""
+    one = [row("alone"), row("herald", factor=1.1, steps_per_s=9.0), row("timeslice", steps_per_s=9.0)]
+    other = [
+        row("alone", seed=1),
+        row("herald-mps", factor=1.1, steps_per_s=6.0, seed=1),
+        row("timeslice", steps_per_s=6.0, seed=1),
+        row("mps", steps_per_s=5.0, seed=1),
+    ]
+    comparison = first([*other, *one] if turned else [*one, *other])
+    assert comparison.herald.repetitions == 2
+    assert comparison.static is not None and (comparison.static.setting, comparison.static.ratio) == ("timeslice", 1.0)
+    assert comparison.mps is not None and comparison.mps.ratio == pytest.approx(1.2)
+
+
+def test_a_run_without_a_reference_leaves_the_others_of_its_setting_standing() -> None:
+    found = [*frontier(mps_late=0), row("mps-pct-25", late=100, steps_per_s=2.0, seed=1)]
+    mps = only(found).outcome("mps-pct-25")
+    assert mps is not None and mps.attained is not None
+    assert mps.attained[1.1] == Share(NUM_REQUESTS, NUM_REQUESTS)
 
 
 def test_the_table_says_what_others_took_of_the_host() -> None:
@@ -193,19 +217,19 @@ def test_the_rival_trains_most_among_those_that_hold() -> None:
     comparison = first(frontier(mps_late=0))
     assert comparison.static is not None and comparison.static.setting == "herald-strict"
     assert comparison.mps is not None and (comparison.mps.setting, comparison.mps.holds) == ("mps-pct-25", True)
-    assert comparison.ratio(comparison.mps) == pytest.approx(4.0)
+    assert comparison.mps.ratio == pytest.approx(4.0)
 
 
 def test_where_no_setting_of_a_class_holds_strict_stands_in_and_it_is_said() -> None:
     comparison = first(frontier(mps_late=20))
     assert str(comparison.mps) == "(strict)"
-    assert comparison.ratio(comparison.mps) == pytest.approx(8 / 6)
+    assert comparison.mps is not None and comparison.mps.ratio == pytest.approx(8 / 6)
 
 
 def test_without_anything_to_compare_with_there_is_no_ratio() -> None:
     lonely = [*references(), row("alone"), row("herald", factor=1.1, steps_per_s=5.0)]
     comparison = first(lonely)
-    assert (comparison.static, comparison.ratio(comparison.static)) == (None, None)
+    assert comparison.static is None
 
 
 def test_tuned_mps_is_the_closest_where_none_holds() -> None:
