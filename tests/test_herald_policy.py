@@ -334,10 +334,21 @@ def test_long_ops_leave_a_share_of_sms_to_be_tried_where_closing_protects_little
     assert Herald().decide(long_ops, 0).modes == {GPU: NARROW}
     idle = replace(short, load={SERVICE: 0.02})  # so that a closed gate leaves more to training than a share could
     assert Herald().decide(replace(long_ops, memory=idle), 0).modes == {GPU: NARROW}
+    easy = replace(short, evidence={(GPU, OPEN): evidence(1.2, 0.95)}, load={SERVICE: 0.2})
+    assert Herald().decide(replace(long_ops, services=(service(slo_ns=400 * MS),), memory=easy), 0).modes == {GPU: OPEN}
     with_share = replace(short, evidence={**short.evidence, (GPU, NARROW): evidence(0.6, 0.75, 0.8)})
     decision = Herald().decide(replace(long_ops, memory=with_share), 0)
     assert decision.modes == {GPU: NARROW}
     assert decision.plans == {SERVICE: FREE_PLAN}
+
+
+def test_a_closed_gate_that_misses_the_target_gives_way_to_a_share_that_holds_it() -> None:
+    """Though training has more of the closed one."""
+    known = {OPEN: evidence(3.0, 0.1), NARROW: evidence(0.6, 0.65, 0.65)}
+    times = memory(known, alone_mean_ns={SERVICE: 5.0 * MS}, alone_high_ns={SERVICE: 6 * MS}, load={SERVICE: 0.3})
+    for slo_ms, mode in ((11, NARROW), (30, CLOSED)):
+        snapshot = Snapshot((service(slo_ns=slo_ms * MS),), (trainer(longest_stretch_ns=6 * MS),), times)
+        assert Herald().decide(snapshot, 0).modes == {GPU: mode}
 
 
 @pytest.mark.parametrize(("inflation", "margin_ms"), [(1.0, 0.0), (1.25, 0.8), (2.0, 2.0)])
@@ -379,6 +390,14 @@ def test_a_mode_that_is_chosen_is_chosen_again(
         chosen = decide(Herald(), memory(known, mode=mode, load={SERVICE: load}), slo_ns=slo_ms * MS).modes[GPU]
         again = decide(Herald(), memory(known, mode=chosen, load={SERVICE: load}), slo_ns=slo_ms * MS).modes[GPU]
         assert again == chosen
+
+
+def test_a_trial_is_not_left_for_another() -> None:
+    """As where what is known of one mode is forgotten while the other is being tried."""
+    short = replace(evidence(1.2, 0.9), beside_requests=0.9 * TRIED_REQUESTS)
+    enough = replace(evidence(0.9, 0.99), time_ns=round(1.1 * TRIED_NS), beside_requests=1.1 * TRIED_REQUESTS)
+    known = memory({OPEN: evidence(1.7, 0.3), NARROW: short, HALF: enough}, mode=HALF)
+    assert decide(Herald(), known).modes == {GPU: HALF}
 
 
 def test_a_trial_keeps_the_rule_of_slack() -> None:

@@ -118,12 +118,23 @@ class Herald:
             for mode, prospect in prospects.items()
             if prospect is not None and (mode.closed or any(prospect.limits) or not self.laxity)
         }
+        closed = prospects.get(CLOSED)
+        if (
+            closed is not None
+            and closed.excess > queueing.UNAVOIDED
+            and any(
+                prospect.excess <= 0 for mode, prospect in prospects.items() if prospect is not None and mode in worth
+            )
+        ):
+            del worth[CLOSED]  # it protects too little: what still runs is longer than the slack
         best = max(worth, key=worth.__getitem__, default=OPEN)
         may_try = (view.may_try_open, view.may_try_shares)
-        untried = next((m for m, prospect in prospects.items() if prospect is None and may_try[m.sm_count > 0]), None)
+        untried = [mode for mode, prospect in prospects.items() if prospect is None and may_try[mode.sm_count > 0]]
         # A trial that has begun goes on: whatever says no to it now says yes again as soon as it is over.
-        if untried is not None and (untried == view.mode or self._is_worth_trying(view, untried, prospects, worth)):
-            return untried
+        if view.mode in untried:
+            return view.mode
+        if untried and self._is_worth_trying(view, untried[0], prospects, worth):
+            return untried[0]
         if view.mode not in prospects:
             return best
         worth.setdefault(best, 0.0)
@@ -136,8 +147,9 @@ class Herald:
         shares = [prospect.worth for tried, prospect in prospects.items() if prospect and tried.sm_count]
         if shares and min(shares) < WORTH_MORE * worth.get(OPEN, 0.0):
             return False  # what a small share does not bring, a larger one does not
-        # Where a closed gate protects little, a share is for the service.
-        if any(known.is_delayed for known in view.known):
+        # Where a closed gate protects little and an open one may not be, a share is for the service.
+        limits = open_.limits if (open_ := prospects.get(OPEN)) else [0] * len(view.known)
+        if any(known.is_delayed and not limit for known, limit in zip(view.known, limits, strict=True)):
             return True
         return view.hope(mode) >= (HYSTERESIS if mode.sm_count else KEPT) * max(worth.values(), default=0.0)
 
@@ -168,6 +180,7 @@ class Herald:
         rate_idle, rate_beside = view.training(mode)
         relative = round(10 * rate_beside / rate_idle) / 10 if rate_idle and rate_beside else queueing.BESIDE_RATE
         idle = open_ = 1.0
+        excess = -1.0
         limits = []
         for known in view.known:
             queue = known.queue(view.inflation(known.key, mode))
@@ -175,7 +188,9 @@ class Herald:
             comes = queueing.play(queue, limits[-1])
             idle = min(idle, comes.idle)
             open_ = min(open_, comes.idle + comes.beside)
-        return _Prospect(tuple(limits), idle * rate_idle + (open_ - idle) * rate_beside)
+            if known.has_slo:
+                excess = max(excess, comes.late - (1 - known.target))
+        return _Prospect(tuple(limits), idle * rate_idle + (open_ - idle) * rate_beside, excess)
 
     def _limit(self, known: "_Known", mode: Mode, queue: queueing.Queue | None, beside_rate: float = 1.0) -> int:
         """How many requests may be open before the gate closes: one of `queueing.LIMITS`. ``queue``, ``beside_rate``
@@ -230,6 +245,7 @@ class _Prospect(NamedTuple):
 
     limits: tuple[int, ...]  # of open requests, by service
     worth: float  # training, of all that there could be: 1 is every trainer at its best all the time
+    excess: float  # share of requests that are late, beyond what their target allows, of the service with most
 
 
 class _Known(NamedTuple):
