@@ -5,7 +5,7 @@ person who chooses MPS pays for what it costs. Requests are pooled over repetiti
 runs have different seeds. Each run is measured against what was alone in it, since hosts differ.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
 
@@ -32,7 +32,7 @@ class Outcome:
     repetitions: int
     p99_ms: float | None = None
     p99_ratio: float | None = None  # to alone without MPS, each request to that of its own run
-    attained: Mapping[float, Share] | None = None  # by SLO factor
+    met: Mapping[float, Mapping[_Run, Share]] = field(default_factory=dict)  # by SLO factor
     p99_over_slo: Mapping[float, float] | None = None  # by SLO factor: 1 is an SLO just held at the 99th percentile
     steps_per_s: float | None = None  # median over repetitions
     rates: Mapping[_Run, float] = field(default_factory=dict)  # steps/s
@@ -44,6 +44,16 @@ class Outcome:
         name = SETTINGS[self.setting].label
         return name if self.slo_factor is None else f"{name} {self.slo_factor:g}x"
 
+    @property
+    def attained(self) -> Mapping[float, Share]:
+        """By SLO factor, over all repetitions."""
+        return {factor: shares.total(mine.values()) for factor, mine in self.met.items()}
+
+    def within(self, runs: Collection[_Run]) -> "Outcome":
+        """Of these repetitions only: what is compared, attainment and training."""
+        met = {f: kept for f, mine in self.met.items() if (kept := {r: s for r, s in mine.items() if r in runs})}
+        return replace(self, met=met, rates={run: rate for run, rate in self.rates.items() if run in runs})
+
     def trains_more_than(self, other: "Outcome") -> float | None:
         """Its training / the other's: the median over the repetitions that both have. None without such."""
         ratios = [rate / theirs for run, rate in self.rates.items() if (theirs := other.rates.get(run))]
@@ -51,7 +61,7 @@ class Outcome:
 
     def judged_at(self, factor: float) -> bool:
         """Whether it has service and training, and stands for itself at this SLO."""
-        return bool(self.attained and factor in self.attained and self.steps_per_s)
+        return bool(factor in self.met and self.steps_per_s)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,6 @@ class Standing:
     rate_hz: float  # in the first run
     num_runs: int
     load: float | None  # busy share of the service alone on these arrivals; None without such a run
-    told_load: float  # rate x mean time of a request alone
     service: Row | None  # its time alone
     factors: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
@@ -94,11 +103,11 @@ class Standing:
     def attained_alone(self, factor: float) -> Share | None:
         """What share of requests meets that SLO without a trainer, without MPS."""
         alone = self.outcome(sweep.REFERENCE)
-        return alone.attained.get(factor) if alone and alone.attained else None
+        return alone.attained.get(factor) if alone else None
 
     def holds(self, outcome: Outcome, factor: float) -> bool:
         """Whether an outcome holds that SLO."""
-        share = (outcome.attained or {}).get(factor)
+        share = outcome.attained.get(factor)
         return share is not None and share.holds(criteria.ATTAINMENT, self.attained_alone(factor))
 
 
@@ -133,7 +142,6 @@ class Comparison:
     @property
     def attained(self) -> Share:
         """Herald's."""
-        assert self.herald.attained is not None
         return self.herald.attained[self.factor]
 
     @property
@@ -153,7 +161,9 @@ def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     cases: dict[tuple[object, ...], list[Row]] = {}
     for row in of_kind(rows, kind):
         cases.setdefault(tuple(row["key"].get(name) for name in _CASE), []).append(row)
-    services = {(row["workload"], row["device"]): row for row in reversed(of_kind(rows, sweep.SERVICE_TIME_KIND))}
+    services: dict[tuple[str, str], list[Row]] = {}
+    for row in of_kind(rows, sweep.SERVICE_TIME_KIND):
+        services.setdefault((row["workload"], row["device"]), []).append(row)
     references: dict[tuple[object, ...], dict[int, float]] = {}
     for row in of_kind(rows, sweep.SLO_KIND):
         found = references.setdefault(tuple(row.get(name) for name in _REFERENCE), {})
@@ -161,7 +171,7 @@ def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     return [
         _standing(
             members,
-            service=services.get((str(case[0]).partition("+")[0], case[1])),
+            services=services.get((str(case[0]).partition("+")[0], str(case[1])), []),
             told_p99_ms=references.get(case[: len(_REFERENCE)], {}),
         )
         for case, members in cases.items()
@@ -181,21 +191,29 @@ def compare(standing: Standing) -> list[Comparison]:
 
 def rival(standing: Standing, names: Iterable[str], factor: float, herald: Outcome) -> Rival | None:
     """The one against which Herald trains least, of those that hold the SLO; where nobody does, strict (in its better
-    MPS state).
+    MPS state). Each is judged over the repetitions that both have.
 
-    None where nobody of these was measured in a repetition that Herald has, or nothing is there to stand in for them.
+    None where nobody of these was measured in such a repetition, or nothing is there to stand in for them.
     """
-    members = [o for o in _judged(standing, names, factor) if herald.trains_more_than(o) is not None]
+    members = _beside(herald, _judged(standing, names, factor), factor)
     if not members:
         return None
-    holding = [Rival(o.setting, herald.trains_more_than(o) or 0.0, True) for o in members if standing.holds(o, factor)]
+    holding = [Rival(o.setting, ratio, holds=True) for o, ratio in members if standing.holds(o, factor)]
     if holding:
         return min(holding, key=lambda rival: rival.ratio)
-    stand_ins = [o for o in _judged(standing, sweeps.STRICT, factor) if herald.trains_more_than(o) is not None]
+    stand_ins = _beside(herald, _judged(standing, sweeps.STRICT, factor), factor)
     if not stand_ins:
         return None
-    best = max(stand_ins, key=lambda o: (o.attained or {})[factor].value)
-    return Rival(best.setting, herald.trains_more_than(best) or 0.0, holds=False)
+    best, ratio = max(stand_ins, key=lambda found: found[0].attained[factor].value)
+    return Rival(best.setting, ratio, holds=False)
+
+
+def _beside(herald: Outcome, others: Iterable[Outcome], factor: float) -> list[tuple[Outcome, float]]:
+    """Those that share repetitions with Herald, restricted to these, and Herald's training over theirs."""
+    shared = ((o, {run for run in o.met[factor] if run in herald.rates and o.rates.get(run)}) for o in others)
+    return [
+        (o.within(runs), ratio) for o, runs in shared if (ratio := herald.trains_more_than(o.within(runs))) is not None
+    ]
 
 
 def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome | None:
@@ -204,12 +222,14 @@ def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome 
     holding = [o for o in members if standing.holds(o, factor)]
     if holding:
         return max(holding, key=lambda outcome: outcome.steps_per_s or 0.0)
-    return max(members, key=lambda o: (o.attained or {})[factor].value, default=None)
+    return max(members, key=lambda o: o.attained[factor].value, default=None)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float | None:
     """None of nothing."""
-    return exp(sum(map(log, ratios)) / len(ratios)) if ratios else None
+    if not ratios or min(ratios) <= 0:
+        return 0.0 if ratios else None
+    return exp(sum(map(log, ratios)) / len(ratios))
 
 
 def _judged(standing: Standing, names: Iterable[str], factor: float) -> list[Outcome]:
@@ -217,8 +237,9 @@ def _judged(standing: Standing, names: Iterable[str], factor: float) -> list[Out
     return [o for o in found if o is not None and o.judged_at(factor)]
 
 
-def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[int, float]) -> Standing:
+def _standing(rows: Sequence[Row], *, services: Sequence[Row], told_p99_ms: Mapping[int, float]) -> Standing:
     runs = _runs(rows)
+    service = services[0] if services else None
     alone, trainer = runs.get(("alone", None), {}), runs.get(("train-alone", None), {})
     seeds = {row["key"]["seed"] for row in rows}
     p99_ms = {seed: _p99_ms(mine) for seed in seeds if (mine := [row for run, row in alone.items() if run[0] == seed])}
@@ -227,7 +248,6 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
     order = {name: place for place, name in enumerate(SETTINGS)}
     key = rows[0]["key"]
     rate_hz = next((row["arrivals"]["rate_hz"] for row in rows), 0.0)
-    told_load = rate_hz * service["mean_s"] if service else 0.0
 
     def outcome(name: str, factor: float | None, mine: Mapping[_Run, Row]) -> Outcome:
         return _relative(_outcome(name, factor, mine, p99_ms, factors), mine, alone, trainer)
@@ -236,16 +256,15 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
     controllers = {
         factor: outcome(chosen[0], factor, chosen[1])
         for factor in factors
-        if (chosen := _controller(runs, factor, service, told_load)) is not None
+        if (chosen := _controller(runs, factor, services)) is not None
     }
-    stolen = [row["host"]["stolen"] for row in rows if "host" in row]
+    stolen = [row["host"]["stolen"] for row in rows] if all("host" in row for row in rows) else []
     return Standing(
         pair=key["pair"],
         device=key["device"],
         rate_hz=rate_hz,
         num_runs=len(seeds),
         load=float(np.mean([r["inference"]["busy_s"] / key["seconds"] for r in alone.values()])) if alone else None,
-        told_load=told_load,
         service=service,
         factors=factors,
         outcomes=tuple(sorted(outcomes, key=lambda o: (order[o.setting], o.slo_factor or 0))),
@@ -255,18 +274,25 @@ def _standing(rows: Sequence[Row], *, service: Row | None, told_p99_ms: Mapping[
 
 
 def _controller(
-    runs: Mapping[tuple[str, float | None], Mapping[_Run, Row]], factor: float, service: Row | None, load: float
+    runs: Mapping[tuple[str, float | None], Mapping[_Run, Row]], factor: float, services: Sequence[Row]
 ) -> tuple[str, dict[_Run, Row]] | None:
-    """Herald's rows at an SLO, under the name of the MPS state that `mps_choice` says.
-
-    Of a repetition that has no row in that state, the other's: each run of the experiment chose for its own host.
+    """Herald's rows at an SLO, of each repetition in the MPS state that `mps_choice` says for its host, else in the one
+    that it has; and the name of the state that most of them are in.
     """
-    mps = service is not None and sweep.chosen_mps(service, load, factor)
-    first, second = reversed(sweeps.CONTROLLER) if mps else sweeps.CONTROLLER
-    found = {**runs.get((second, factor), {}), **runs.get((first, factor), {})}
-    if not found:
-        return None
-    return (first if (first, factor) in runs else second), found
+    without, under = (runs.get((name, factor), {}) for name in sweeps.CONTROLLER)
+    found: dict[_Run, Row] = {}
+    names = []
+    for run in sorted({*without, *under}):
+        mps = run in under and (run not in without or _chose_mps(under[run], factor, services))
+        found[run] = (under if mps else without)[run]
+        names.append(sweeps.CONTROLLER[mps])
+    return (max(names, key=names.count), found) if found else None
+
+
+def _chose_mps(row: Row, factor: float, services: Sequence[Row]) -> bool:
+    """Of the run's own probe; rows of before do not say which run a probe was of."""
+    mine = [s for s in services if s.get("seed") == row["key"]["seed"]] or services
+    return bool(mine) and sweep.chosen_mps(mine[0], row["arrivals"]["rate_hz"] * mine[0]["mean_s"], factor)
 
 
 def _runs(rows: Sequence[Row]) -> dict[tuple[str, float | None], dict[_Run, Row]]:
@@ -290,8 +316,8 @@ def _outcome(
 ) -> Outcome:
     outcome = Outcome(name, factor, len(runs))
     if all("inference" in row for row in runs.values()):
-        attained, over_slo = _at_slos(factor, runs, p99_ms, factors)
-        outcome = replace(outcome, p99_ms=_p99_ms(runs.values()), attained=attained, p99_over_slo=over_slo)
+        met, over_slo = _at_slos(factor, runs, p99_ms, factors)
+        outcome = replace(outcome, p99_ms=_p99_ms(runs.values()), met=met, p99_over_slo=over_slo)
     if all("training" in row for row in runs.values()):
         rates = {run: float(row["training"]["steps_per_s"]) for run, row in runs.items()}
         outcome = replace(outcome, steps_per_s=float(np.median(list(rates.values()))), rates=rates)
@@ -300,9 +326,9 @@ def _outcome(
 
 def _at_slos(
     factor: float | None, runs: Mapping[_Run, Row], p99_ms: Mapping[int, float], factors: Sequence[float]
-) -> tuple[Mapping[float, Share], Mapping[float, float]]:
+) -> tuple[Mapping[float, Mapping[_Run, Share]], Mapping[float, float]]:
     """Attainment and p99 / SLO: at the SLO it was told, if it asked for one; else at every one, of runs that say it."""
-    attained, over_slo = {}, {}
+    met, over_slo = {}, {}
     for asked in factors if factor is None else (factor,):
         slo_ms = {
             run: row["slo_ms"] if factor is not None else round(asked * p99_ms[run[0]], 3)
@@ -312,10 +338,10 @@ def _at_slos(
         if not slo_ms:
             continue
         latency_ms = {run: runs[run]["inference"]["latency_ms"] for run in slo_ms}
-        attained[asked] = shares.total(shares.within(latency_ms[run], slo_ms[run]) for run in slo_ms)
+        met[asked] = {run: shares.within(latency_ms[run], slo_ms[run]) for run in slo_ms}
         ratios = [ms / slo_ms[run] for run in slo_ms for ms in latency_ms[run]]
         over_slo[asked] = float(np.percentile(ratios, 99))
-    return attained, over_slo
+    return met, over_slo
 
 
 def _relative(

@@ -194,6 +194,7 @@ def _carried_out(kind: str, arguments: argparse.Namespace, measure: "Callable[[L
     with logs() as log_dir:
         num_rows = measure(log, lambda launch: Worker(launch, log_dir), log_dir)
     print(f"{num_rows} new rows in {path}")
+    print(f"tables and figures: herald experiment report {path.parent} --out {path.parent}")
     return 0
 
 

@@ -106,7 +106,7 @@ def poster(
 
 
 def _told(outcome: Outcome, factor: float) -> str:
-    share = (outcome.attained or {}).get(factor)
+    share = outcome.attained.get(factor)
     return outcome.label + (f": {share.value:.1%} in time" if share is not None else "")
 
 
@@ -145,12 +145,19 @@ def _mark(ax: "Axes", outcome: Outcome, x: float) -> None:
         zorder=3 if mine else 2,
         label=SETTINGS[outcome.setting].label,
     )
+    if x > _FARTHEST:
+        place = (_FARTHEST, relative.value)
+        ax.annotate(f"{x:.0f} \N{RIGHTWARDS ARROW}", place, textcoords="offset points", xytext=(-9, 8), fontsize=7)
 
 
 def _join(ax: "Axes", outcomes: Sequence[Outcome]) -> None:
-    places = [(min(o.p99_ratio, _FARTHEST), o.relative.value) for o in outcomes if o.p99_ratio and o.relative]
-    if places:
-        ax.plot(*zip(*places, strict=True), color=_colour(outcomes[0]), linewidth=1, alpha=0.6)
+    found = [(o, o.p99_ratio, o.relative.value) for o in outcomes if o.p99_ratio and o.relative]
+    if not found:
+        return
+    places = [(min(ratio, _FARTHEST), training) for _, ratio, training in found]
+    ax.plot(*zip(*places, strict=True), color=_colour(outcomes[0]), linewidth=1, alpha=0.6)
+    for (outcome, _, _), place in zip(found, places, strict=True):
+        ax.annotate(f"{outcome.slo_factor:g}x", place, textcoords="offset points", xytext=(5, -13), fontsize=7)
 
 
 def _finish(ax: "Axes", standing: Standing, title: str, xlabel: str, low: float) -> None:

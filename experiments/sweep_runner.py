@@ -213,7 +213,8 @@ class SweepRunner:
             ]
 
     def _probed(self, pair: Pair, probes: Sequence[Channel]) -> Row:
-        return {"kind": sweep.SERVICE_TIME_KIND, **service_case(self.experiment, pair), **service_times(probes)}
+        case = service_case(self.experiment, pair)
+        return {"kind": sweep.SERVICE_TIME_KIND, **case, "seed": self.experiment.seed, **service_times(probes)}
 
 
 def service_case(experiment: Sweep, pair: Pair) -> dict[str, Any]:

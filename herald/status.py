@@ -161,7 +161,7 @@ def _job(job: JobView, infeasible: tuple[str, int] | None) -> JobStatus:
 def render(status: Status, console: Console) -> None:
     """Print a status for people; reads well at 80 columns."""
     console.print(f"domain   {status.domain}", highlight=False)
-    console.print(f"daemon   {_daemon_line(status.daemon)}", highlight=False)
+    console.print(f"daemon   {_daemon_line(status)}", highlight=False)
     console.print(f"MPS      {status.daemon.mps_pipe or 'off'}", highlight=False)
     services = [job for job in status.jobs if job.priority == "high"]
     trainers = [job for job in status.jobs if job.priority == "low"]
@@ -180,9 +180,10 @@ def render(status: Status, console: Console) -> None:
         console.print("no jobs" if status.exists else f"nothing has started in it; {_others()}", highlight=False)
 
 
-def _daemon_line(daemon: DaemonStatus) -> str:
+def _daemon_line(status: Status) -> str:
+    daemon = status.daemon
     if daemon.state == "none":
-        return "none: jobs go on by the plans below"
+        return "none: jobs go on by the plans below" if status.jobs else "none"
     late = f", silent for {format_ns(daemon.beat_age_ns or 0)}" if daemon.state == "stale" else ""
     return f"{daemon.state}{late}: policy {daemon.policy}, pid {daemon.pid} on {daemon.host}"
 

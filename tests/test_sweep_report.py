@@ -1,6 +1,7 @@
 """What the report says of a sweep follows from rows alone: made-up rows whose answers are known."""
 
 import io
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def references(
             "mean_s": 0.004,
             "busy_share": busy_share,
             "slowdown": slowdown,
+            "seed": seed,
         },
         {"kind": "slo-reference", **case, "p99_ms": 20.0 * slowness, "count": NUM_REQUESTS},
     ]
@@ -147,7 +149,7 @@ def test_repetitions_are_pooled_and_their_spread_is_kept() -> None:
         row("train-alone", steps_per_s=10.0, repetition=1),
     ]
     herald = only([*frontier(), *more]).outcome("herald", 1.1)
-    assert herald is not None and herald.relative is not None and herald.attained is not None
+    assert herald is not None and herald.relative is not None
     assert (herald.repetitions, herald.attained[1.1].total) == (2, 2 * NUM_REQUESTS)
     assert (herald.relative.low, herald.relative.value, herald.relative.high) == pytest.approx((0.7, 0.75, 0.8))
 
@@ -163,7 +165,7 @@ def test_runs_on_several_hosts_are_pooled_each_against_what_was_alone_in_it() ->
     ]
     standing = only([*frontier(mps_late=2), *second])
     herald, mps = standing.outcome("herald", 1.1), standing.outcome("mps-pct-25")
-    assert herald is not None and mps is not None and herald.attained is not None and mps.attained is not None
+    assert herald is not None and mps is not None
     assert (herald.attained[1.1], mps.attained[1.1]) == (Share(399, 400), Share(398, 400))
     assert herald.relative is not None and mps.relative is not None
     assert (herald.relative.value, mps.relative.value) == pytest.approx((0.85, 0.3))
@@ -187,17 +189,50 @@ def test_each_run_is_judged_in_the_mps_state_that_was_chosen_on_its_host(turned:
     assert comparison.mps is not None and comparison.mps.ratio == pytest.approx(1.2)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_where_both_states_were_measured_each_host_says_which_counts(turned: bool) -> None:
+    runs = []
+    for seed, slowdown, chosen in ((0, 9.0, "herald"), (1, 1.0, "herald-mps")):
+        both = [
+            row(name, late=0 if name == chosen else 50, factor=1.1, steps_per_s=5.0, seed=seed)
+            for name in sweeps.CONTROLLER
+        ]
+        runs.append([*references(slowdown=slowdown, seed=seed), row("alone", seed=seed), *both])
+    found = [*runs[1], *runs[0]] if turned else [*runs[0], *runs[1]]
+    assert first(found).attained == Share(2 * NUM_REQUESTS, 2 * NUM_REQUESTS)
+
+
+def test_a_rival_is_judged_over_the_repetitions_that_herald_has() -> None:
+    found = [
+        *references(),
+        row("alone"),
+        row("herald", factor=1.1, steps_per_s=5.0),
+        row("timeslice", steps_per_s=9.0),
+        row("herald-strict", steps_per_s=4.0),
+        *references(seed=1),
+        row("alone", seed=1),
+        row("timeslice", late=60, steps_per_s=9.0, seed=1),
+    ]
+    rival = first(found).static
+    assert rival is not None and (rival.setting, rival.ratio) == ("timeslice", pytest.approx(5 / 9))
+
+
+def test_no_training_at_all_is_a_mean_of_nothing_not_a_crash() -> None:
+    assert sweep_analysis.geometric_mean([0.0, 1.0]) == 0.0
+    assert sweep_analysis.geometric_mean([]) is None
+
+
 def test_a_run_without_a_reference_leaves_the_others_of_its_setting_standing() -> None:
     found = [*frontier(mps_late=0), row("mps-pct-25", late=100, steps_per_s=2.0, seed=1)]
     mps = only(found).outcome("mps-pct-25")
-    assert mps is not None and mps.attained is not None
+    assert mps is not None
     assert mps.attained[1.1] == Share(NUM_REQUESTS, NUM_REQUESTS)
 
 
 def test_the_table_says_what_others_took_of_the_host() -> None:
     found = frontier()
     assert not [note for note in sweep_report.grid(only(found)).notes if "taken" in note]  # rows of before
-    for made, stolen in zip((made for made in found if "key" in made), (0.0, 0.031, 0.002), strict=False):
+    for made, stolen in zip((made for made in found if "key" in made), itertools.cycle((0.0, 0.031, 0.002))):
         made["host"] = {"busy": 0.2, "stolen": stolen}
     assert "0 to 3.1 %" in sweep_report.grid(only(found)).notes[-1]
 
