@@ -33,7 +33,9 @@ class Outcome:
     p99_ms: float | None = None
     p99_ratio: float | None = None  # to alone without MPS, each request to that of its own run
     met: Mapping[float, Mapping[_Run, Share]] = field(default_factory=dict)  # by SLO factor
-    p99_over_slo: Mapping[float, float] | None = None  # by SLO factor: 1 is an SLO just held at the 99th percentile
+    p99_over_slo: Mapping[float, float] = field(
+        default_factory=dict
+    )  # by SLO factor: 1 is an SLO just held at the 99th percentile
     steps_per_s: float | None = None  # median over repetitions
     rates: Mapping[_Run, float] = field(default_factory=dict)  # steps/s
     relative: Spread | None = None  # to training alone without MPS: median, least and most over repetitions
@@ -54,7 +56,7 @@ class Outcome:
         met = {f: kept for f, mine in self.met.items() if (kept := {r: s for r, s in mine.items() if r in runs})}
         return replace(self, met=met, rates={run: rate for run, rate in self.rates.items() if run in runs})
 
-    def trains_more_than(self, other: "Outcome") -> float | None:
+    def training_over(self, other: "Outcome") -> float | None:
         """Its training / the other's: the median over the repetitions that both have. None without such."""
         ratios = [rate / theirs for run, rate in self.rates.items() if (theirs := other.rates.get(run))]
         return float(np.median(ratios)) if ratios else None
@@ -95,10 +97,6 @@ class Standing:
         """Of a setting; of one that asks for the SLO, at that SLO."""
         asked = factor if SETTINGS[setting].uses_slo else None
         return next((o for o in self.outcomes if (o.setting, o.slo_factor) == (setting, asked)), None)
-
-    def controller(self, factor: float) -> Outcome | None:
-        """Herald's at that SLO."""
-        return self.controllers.get(factor)
 
     def attained_alone(self, factor: float) -> Share | None:
         """What share of requests meets that SLO without a trainer, without MPS."""
@@ -182,7 +180,7 @@ def compare(standing: Standing) -> list[Comparison]:
     """Herald against the best static setting, at every SLO at which Herald ran."""
     found = []
     for factor in standing.factors:
-        herald = standing.controller(factor)
+        herald = standing.controllers.get(factor)
         if herald is not None and herald.judged_at(factor):
             static, mps = (rival(standing, names, factor, herald) for names in (sweeps.STATICS, sweeps.PLAIN_MPS))
             found.append(Comparison(standing, factor, herald, static, mps))
@@ -210,10 +208,12 @@ def rival(standing: Standing, names: Iterable[str], factor: float, herald: Outco
 
 def _beside(herald: Outcome, others: Iterable[Outcome], factor: float) -> list[tuple[Outcome, float]]:
     """Those that share repetitions with Herald, restricted to these, and Herald's training over theirs."""
-    shared = ((o, {run for run in o.met[factor] if run in herald.rates and o.rates.get(run)}) for o in others)
-    return [
-        (o.within(runs), ratio) for o, runs in shared if (ratio := herald.trains_more_than(o.within(runs))) is not None
-    ]
+    found = []
+    for other in others:
+        shared = other.within([run for run in other.met[factor] if run in herald.rates])
+        if (ratio := herald.training_over(shared)) is not None:
+            found.append((shared, ratio))
+    return found
 
 
 def closest(standing: Standing, names: Iterable[str], factor: float) -> Outcome | None:

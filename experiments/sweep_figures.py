@@ -29,7 +29,7 @@ def frontier(standing: Standing, path: Path) -> Path:
         1, len(factors), figsize=(4.4 * len(factors) + 1.6, 4.4), squeeze=False, sharey=True, layout="constrained"
     )
     for ax, factor in zip(axes[0], factors, strict=True):
-        shown = [(o, (o.p99_over_slo or {})[factor]) for o, _ in _drawn(standing) if o.judged_at(factor)]
+        shown = [(o, o.p99_over_slo[factor]) for o, _ in _drawn(standing) if o.judged_at(factor)]
         for outcome, over_slo in shown:
             _mark(ax, outcome, over_slo)
         ax.axvline(1, color="#000000", linewidth=1, linestyle=":")
@@ -56,7 +56,7 @@ def overview(standings: Sequence[Standing], path: Path) -> Path:
         shown = _drawn(standing)
         for outcome, ratio in shown:
             _mark(ax, outcome, ratio)
-        _join(ax, [o for factor in standing.factors if (o := standing.controller(factor)) is not None])
+        _join(ax, [o for factor in standing.factors if (o := standing.controllers.get(factor)) is not None])
         for factor in standing.factors:
             ax.axvline(factor, color="#000000", linewidth=0.8, linestyle=":")
         low = _low(0.8, [ratio for _, ratio in shown])

@@ -191,7 +191,7 @@ def _ablation_grid(standing: Standing) -> Grid:
 def _over_whole(outcome: Outcome, whole: Outcome | None) -> str:
     if whole is None or not outcome.met:
         return ""
-    ratio = outcome.trains_more_than(whole)
+    ratio = outcome.training_over(whole)
     return "" if ratio is None else f"{ratio:.3f}"
 
 
@@ -201,7 +201,7 @@ def poster(mine: Sequence[Standing], found: Sequence[Row], out: Path) -> Section
     for standing in mine:
         grids.append(grid(standing))
         for factor in standing.factors:
-            tuned, herald = closest(standing, sweeps.MPS_SWEEP, factor), standing.controller(factor)
+            tuned, herald = closest(standing, sweeps.MPS_SWEEP, factor), standing.controllers.get(factor)
             if tuned is None or herald is None or not (tuned.relative and herald.relative):
                 continue
             grids.append(_poster_grid(standing, factor, tuned, herald))

@@ -15,8 +15,8 @@ from herald.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The same examples every time: a test that fails for one commit in ten fails for the wrong one. `--hypothesis-seed`
-# looks further.
+# The same examples every time: a test that fails for one commit in ten fails for the wrong one.
+# `--hypothesis-profile=default` looks further.
 hypothesis.settings.register_profile("herald", derandomize=True)
 hypothesis.settings.load_profile("herald")
 

@@ -244,8 +244,8 @@ def test_two_rows_of_one_run_are_refused() -> None:
 
 @pytest.mark.parametrize(("slowdown", "chosen"), [(1.5, "herald"), (1.0, "herald-mps")])
 def test_heralds_state_is_the_one_that_the_slowdown_says(slowdown: float, chosen: str) -> None:
-    herald = only(frontier(slowdown=slowdown)).controller(1.1)
-    assert herald is not None and herald.setting == chosen
+    herald = only(frontier(slowdown=slowdown)).controllers[1.1]
+    assert herald.setting == chosen
 
 
 def test_the_rival_trains_most_among_those_that_hold() -> None:

@@ -113,20 +113,15 @@ class Herald:
         if not prospects:
             return CLOSED
         # An open mode in which nothing may be open is the closed one.
-        worth = {
-            mode: prospect.worth
+        known = {
+            mode: prospect
             for mode, prospect in prospects.items()
             if prospect is not None and (mode.closed or any(prospect.limits) or not self.laxity)
         }
-        closed = prospects.get(CLOSED)
-        if (
-            closed is not None
-            and closed.excess > queueing.UNAVOIDED
-            and any(
-                prospect.excess <= 0 for mode, prospect in prospects.items() if prospect is not None and mode in worth
-            )
-        ):
-            del worth[CLOSED]  # it protects too little: what still runs is longer than the slack
+        closed = known.get(CLOSED)
+        if closed is not None and closed.excess > queueing.UNAVOIDED and any(p.excess <= 0 for p in known.values()):
+            del known[CLOSED]  # it protects too little: what still runs is longer than the slack
+        worth = {mode: prospect.worth for mode, prospect in known.items()}
         best = max(worth, key=worth.__getitem__, default=OPEN)
         may_try = (view.may_try_open, view.may_try_shares)
         untried = [mode for mode, prospect in prospects.items() if prospect is None and may_try[mode.sm_count > 0]]
@@ -232,10 +227,7 @@ class Herald:
         if limit == 0:
             return STRICT_PLAN
         limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
-        guess = 1.0 if known.is_delayed else GUESSED_INFLATION
-        if mode.sm_count:
-            guess = min(guess, view.inflation(known.key, OPEN, guess))
-        margin = known.margin(view.inflation(known.key, mode, guess))
+        margin = known.margin(view.inflation(known.key, mode, guess=1.0 if known.is_delayed else GUESSED_INFLATION))
         margin_ns = round(margin * known.mean_ns) + RELEASE_NS
         return paced_plan(margin_ns, known.alone_ns, limit, inflation=self.inflation, quantile=self.quantile)
 
@@ -311,6 +303,7 @@ class _View(NamedTuple):
 
     @classmethod
     def of(cls, snapshot: Snapshot, device: str, may_try: Callable[[Collection[_Known]], tuple[bool, bool]]) -> "_View":
+        # Lists throughout, not generators, which cost twice as much: this runs at every tick.
         memory = snapshot.memory
         services = tuple([s for s in snapshot.services if s.device == device])
         trainers = tuple([t for t in snapshot.trainers if t.device == device])
@@ -339,12 +332,14 @@ class _View(NamedTuple):
         return len(self.known) == len(self.services)
 
     def inflation(self, service: JobKey, mode: Mode, guess: float = GUESSED_INFLATION) -> float:
-        """What beside training in that mode does to the service times; ``guess`` where it was not tried."""
+        """What beside training in that mode does to the service times; ``guess`` where it was not tried: a share can
+        only be gentler than the open mode.
+        """
         if mode.closed:
             return 1.0
         tried = self.tried.get(mode)
         if tried is None:
-            return guess
+            return min(guess, self.inflation(service, OPEN, guess)) if mode.sm_count else guess
         return tried.inflation.get(service, HARSH_INFLATION) if tried.beside_requests >= A_FEW else HARSH_INFLATION
 
     def training(self, mode: Mode) -> tuple[float, float]:
