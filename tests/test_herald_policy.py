@@ -120,6 +120,8 @@ def test_a_share_is_tried_with_the_requests_that_the_open_mode_may_have() -> Non
 def test_a_larger_share_is_not_tried_where_a_small_one_brings_nothing() -> None:
     seen = {OPEN: evidence(1.7, 0.8), NARROW: evidence(1.65, 0.5, 0.7)}
     assert decide(Herald(), memory(seen), slo_ns=160 * MS).modes == {GPU: OPEN}
+    no_gentler = {OPEN: evidence(1.23, 0.29, 0.96), NARROW: evidence(1.23, 0.25, 0.78)}
+    assert decide(Herald(), memory(no_gentler), slo_ns=72 * MS).modes == {GPU: CLOSED}
 
 
 def test_a_mode_in_which_no_request_gets_through_counts_as_harsh() -> None:

@@ -139,13 +139,14 @@ class Herald:
     def _is_worth_trying(
         self, view: "_View", mode: Mode, prospects: "Mapping[Mode, _Prospect | None]", worth: Mapping[Mode, float]
     ) -> bool:
-        shares = [prospect.worth for tried, prospect in prospects.items() if prospect and tried.sm_count]
-        if shares and min(shares) < WORTH_MORE * worth.get(OPEN, 0.0):
-            return False  # what a small share does not bring, a larger one does not
+        open_ = prospects.get(OPEN)
         # Where a closed gate protects little and an open one may not be, a share is for the service.
-        limits = open_.limits if (open_ := prospects.get(OPEN)) else [0] * len(view.known)
+        limits = open_.limits if open_ else [0] * len(view.known)
         if any(known.is_delayed and not limit for known, limit in zip(view.known, limits, strict=True)):
             return True
+        shares = [prospect.worth for tried, prospect in prospects.items() if prospect and tried.sm_count]
+        if open_ and shares and min(shares) < WORTH_MORE * open_.worth:
+            return False  # what a small share does not bring, a larger one does not
         return view.hope(mode) >= (HYSTERESIS if mode.sm_count else KEPT) * max(worth.values(), default=0.0)
 
     def _may_try(self, services: Collection["_Known"]) -> tuple[bool, bool]:
