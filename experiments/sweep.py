@@ -129,7 +129,8 @@ def controller_states(sweep: Sweep, service: Row, factor: float | None) -> set[b
 
 def chosen_mps(service: Row, load: float, factor: float) -> bool:
     """Whether Herald runs under MPS at an SLO of ``factor`` x the p99 alone."""
-    return mps_pays(slo=factor * queueing.alone_p99(load), slowdown=service["slowdown"], load=load)
+    slo = factor * queueing.alone_p99(load)
+    return mps_pays(slo=slo, slowdown=service["slowdown"], load=load, busy=service["busy_share"])
 
 
 def check(sweep: Sweep) -> None:

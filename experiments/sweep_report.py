@@ -18,8 +18,8 @@ from herald.experiments.sweep_analysis import (
     geometric_mean,
     standings,
 )
+from herald.scheduler.mps_choice import GPU_BOUND
 
-GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
 MOST_INTERVALS = 3  # in a line of 80 columns
 POINT_HEADINGS = ("pair", "SLO", "met %", "train", "best static", "ratio", "best MPS", "ratio")
 POSTER_MPS_STEP_TIME = 2.5  # the poster's, on a V100 under TensorFlow: time per batch / alone, with MPS tuned
@@ -136,13 +136,13 @@ def _of_kind(c: Comparison) -> list[Criterion]:
     if standing.load is None or standing.service is None or relative is None or c.herald.p99_ratio is None:
         return []
     room, busy_share = 1 - standing.load, standing.service["busy_share"]
-    if busy_share >= GPU_BOUND_SHARE and c.factor == min(standing.factors):
+    if busy_share >= GPU_BOUND and c.factor == min(standing.factors):
         share = criteria.TRAINING_SHARE * room
         return [
             criteria.at_most(f"{c.title}, GPU-bound: p99 / alone", c.herald.p99_ratio, criteria.P99_RATIO),
             criteria.at_least(f"{c.title}, GPU-bound: training / alone", relative.value, share, detail=_room(room)),
         ]
-    if busy_share < GPU_BOUND_SHARE and c.factor == criteria.LAUNCH_BOUND_FACTOR:
+    if busy_share < GPU_BOUND and c.factor == criteria.LAUNCH_BOUND_FACTOR:
         gain = relative.value / room
         what = f"{c.title}, launch-bound: training / (1 - load)"
         return [criteria.at_least(what, gain, criteria.LAUNCH_BOUND_GAIN, detail=_room(room))]

@@ -3,25 +3,31 @@
 MPS lets requests and training run side by side, which is worth what slack there is. But it slows some services down
 even alone (CUDA graphs of many small kernels: 1.08 to 1.10 x on an H200), and that is lost at once. So the queue is
 played through, as the controller does: without MPS with a gate that closes at once, since there contexts take turns
-anyway; under MPS as far as the SLO lets requests run beside training, at a guess of what they do to each other. There
-even a trainer that waits slows requests down, which an SLO hardly above the p99 alone does not leave room for.
+anyway; under MPS as far as the SLO lets requests run beside training, at a guess of what they do to each other.
+
+A trainer that waits at a closed gate still costs requests something. Those that keep the GPU busy pay a few percent
+under MPS and nothing without, where it is theirs alone; between the kernels of others contexts change, which is no
+cheaper.
 """
 
 from herald.scheduler import queueing
 from herald.scheduler.queueing import on_grid
 
 GUESSED_INFLATION = 2.0
-# Of service times beside trainers that wait, beyond what MPS does to a service that is alone: on an H200 the p99 of
-# `strict` is 1.02 (one kernel fills the GPU) to 1.18 x (graphs of small ones) that without MPS.
+GPU_BOUND = 0.9  # of a request, the device works for it
+# Of service times beside trainers that wait, beyond what MPS does to a service that is alone: under `strict` on an H200
+# 1.01 (Transformer) to 1.05 (graph decode), where without MPS it is 1.00 to 1.01.
 WAITING = 1.04
 TIE = 0.99  # what is lost for sure against what is guessed
 
 
-def mps_pays(*, slo: float, slowdown: float, load: float, target: float = 0.99) -> bool:
+def mps_pays(*, slo: float, slowdown: float, load: float, busy: float = 1.0, target: float = 0.99) -> bool:
     """Whether MPS is to be had. ``slo``: in mean service times alone without MPS; ``slowdown``: the mean service time
-    alone under MPS over that; ``load``: arrivals x mean service time, without MPS.
+    alone under MPS over that; ``load``: arrivals x mean service time, without MPS; ``busy``: the share of a request in
+    which the device works for it.
     """
-    slowdown *= WAITING
+    if busy >= GPU_BOUND:
+        slowdown *= WAITING
     if slowdown * load >= 1:
         return False
     slo_under = slo / slowdown

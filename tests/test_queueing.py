@@ -69,6 +69,7 @@ def test_mps_where_what_it_brings_is_more_than_what_it_costs_alone() -> None:
     assert not mps_pays(slo=3.3, slowdown=1.10, load=0.4)  # late with it alone
     assert not mps_pays(slo=4.2, slowdown=1.10, load=0.4)  # in time, but with no slack to share
     assert mps_pays(slo=7.0, slowdown=1.10, load=0.4)
+    assert mps_pays(slo=3.55, slowdown=1.01, load=0.4, busy=0.6)  # they cost no less without MPS
     assert not mps_pays(slo=1e6, slowdown=2.0, load=0.6)  # more than there is time for
 
 

@@ -83,7 +83,7 @@ def with_settings(*names: str, **rest: Any) -> Sweep:
 
 
 def order(experiment: Sweep, *, mps: bool, slowdown: float = 1.0) -> list[tuple[str, float | None, int]]:
-    runs = sweep.plan(experiment, PAIR, mps=mps, service={"mean_s": SERVICE_S, "slowdown": slowdown})
+    runs = sweep.plan(experiment, PAIR, mps=mps, service={"mean_s": SERVICE_S, "slowdown": slowdown, "busy_share": 1.0})
     return [(run.setting.name, run.key.slo_factor, run.key.repetition) for run in runs]
 
 
