@@ -5,6 +5,7 @@ person who chooses MPS pays for what it costs. Requests are pooled over repetiti
 runs have different seeds. Each run is measured against what was alone in it, since hosts differ.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
@@ -71,6 +72,7 @@ class Standing:
     """One pair under one load."""
 
     pair: str
+    name: str  # the pair, and its load where there are several of it
     device: str
     rate_hz: float  # in the first run
     num_runs: int
@@ -135,7 +137,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """For a line."""
-        return f"{self.standing.pair}, SLO {self.factor:g}x"
+        return f"{self.standing.name}, SLO {self.factor:g}x"
 
     @property
     def attained(self) -> Share:
@@ -166,13 +168,25 @@ def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     for row in of_kind(rows, sweep.SLO_KIND):
         found = references.setdefault(tuple(row.get(name) for name in _REFERENCE), {})
         found.setdefault(row["seed"], float(row["p99_ms"]))
-    return [
+    return _named(
         _standing(
             members,
             services=services.get((str(case[0]).partition("+")[0], str(case[1])), []),
             told_p99_ms=references.get(case[: len(_REFERENCE)], {}),
         )
         for case, members in cases.items()
+    )
+
+
+def _named(found: Iterable[Standing]) -> list[Standing]:
+    """With names that tell them apart."""
+    told = list(found)
+    times = Counter(standing.pair for standing in told)
+    return [
+        replace(s, name=f"{s.pair} {s.rate_hz:.3g}/s" if s.load is None else f"{s.pair} {s.load:.2f}")
+        if times[s.pair] > 1
+        else s
+        for s in told
     ]
 
 
@@ -261,6 +275,7 @@ def _standing(rows: Sequence[Row], *, services: Sequence[Row], told_p99_ms: Mapp
     stolen = [row["host"]["stolen"] for row in rows] if all("host" in row for row in rows) else []
     return Standing(
         pair=key["pair"],
+        name=key["pair"],
         device=key["device"],
         rate_hz=rate_hz,
         num_runs=len(seeds),

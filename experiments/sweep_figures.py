@@ -60,7 +60,7 @@ def overview(standings: Sequence[Standing], path: Path) -> Path:
         for factor in standing.factors:
             ax.axvline(factor, color="#000000", linewidth=0.8, linestyle=":")
         low = _low(0.8, [ratio for _, ratio in shown])
-        _finish(ax, standing, standing.pair, "inference p99 / alone (dotted: SLOs)", low)
+        _finish(ax, standing, standing.name, "inference p99 / alone (dotted: SLOs)", low)
     for line in axes:
         line[0].set_ylabel("training relative to alone")
     _legend(figure, panels)

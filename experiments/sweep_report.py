@@ -88,7 +88,7 @@ def points(comparisons: Sequence[Comparison]) -> Grid:
 def _point(c: Comparison) -> tuple[str, ...]:
     relative = f"{c.herald.relative.value:.3f}" if c.herald.relative else ""
     return (
-        c.standing.pair,
+        c.standing.name,
         f"{c.factor:g}",
         f"{percent(c.attained.value)}{'' if c.holds else '!'}",
         relative,
@@ -214,7 +214,7 @@ def poster(mine: Sequence[Standing], found: Sequence[Row], out: Path) -> Section
 def _poster_grid(standing: Standing, factor: float, tuned: Outcome, herald: Outcome) -> Grid:
     held = "holds the SLO" if standing.holds(tuned, factor) else "none of the sweep holds the SLO; it comes closest"
     return Grid(
-        title=f"{standing.pair} at SLO {factor:g}x, beside the poster (V100, TensorFlow)",
+        title=f"{standing.name} at SLO {factor:g}x, beside the poster (V100, TensorFlow)",
         headings=("", "% met", "time per batch / alone", "the poster's"),
         lines=(
             (f"tuned MPS: {tuned.label}", *_poster_cells(tuned, factor), f"{POSTER_MPS_STEP_TIME:g}"),
@@ -235,11 +235,11 @@ def _poster_verdict(standing: Standing, factor: float, herald: Outcome) -> list[
     bound = f"time slicing gives {1 / (1 - standing.load):.2f}" if standing.load is not None else ""
     return [
         Criterion(
-            f"{standing.pair}: every request meets its SLO of {factor:g}x",
+            f"{standing.name}: every request meets its SLO of {factor:g}x",
             f"{share.met} of {share.total}",
             share.met == share.total,
         ),
-        criteria.at_most(f"{standing.pair}: time per batch / alone", slowdown, criteria.POSTER_STEP_TIME, detail=bound),
+        criteria.at_most(f"{standing.name}: time per batch / alone", slowdown, criteria.POSTER_STEP_TIME, detail=bound),
     ]
 
 

@@ -237,6 +237,17 @@ def test_the_table_says_what_others_took_of_the_host() -> None:
     assert "0 to 3.1 %" in sweep_report.grid(only(found)).notes[-1]
 
 
+def test_several_loads_of_a_pair_are_told_apart() -> None:
+    busier = row("alone")
+    busier["key"] |= {"load": 0.7}
+    busier["inference"] |= {"busy_s": 14.0}
+    assert [standing.name for standing in sweep_analysis.standings([*frontier(), busier], "frontier")] == [
+        f"{PAIR} 0.40",
+        f"{PAIR} 0.70",
+    ]
+    assert only(frontier()).name == PAIR
+
+
 def test_two_rows_of_one_run_are_refused() -> None:
     with pytest.raises(rows.RowsError, match=r"alone, repetition 0, with seed 0: .*--seed"):
         only([*frontier(), row("alone")])
