@@ -77,13 +77,16 @@ class JobProgress {
     }
   }
 
-  // How soon to look again, INT64_MAX where nobody needs to know: only the agent sees what a stream writes.
-  int64_t look_within_ns() const {
-    if (!marked_) return INT64_MAX;
+  // Whether anybody wants to know how far requests are: the plan, or whoever observes. Else no stream writes it: a
+  // write ends what the GPU overlaps, and without MPS it may end the service's turn.
+  bool is_followed() const {
     const int64_t lead = row_.lead_ns.load(std::memory_order_relaxed);
     const bool used = lead > kLeadNever && lead < kLeadAlways && row_.inflation_ppm.load(std::memory_order_relaxed);
-    return used || observed_ ? poll_ns() : INT64_MAX;
+    return used || observed_;
   }
+
+  // How soon to look again, INT64_MAX where nobody needs to know: only the agent sees what a stream writes.
+  int64_t look_within_ns() const { return marked_ && is_followed() ? poll_ns() : INT64_MAX; }
 
   // Look at the progress of every request, also where the plan has no use for it.
   void observe(bool on) { observed_ = on; }

@@ -141,6 +141,7 @@ class HighJob {
         progress_.sight(slot, position, now, true);
         return settle(now);
       }
+      if (!progress_.is_followed()) return kNever;
       word = progress_.word(slot, position);
       progress_.set_marked();
     }

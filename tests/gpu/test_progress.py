@@ -111,6 +111,7 @@ def test_progress_is_that_of_the_gpu_and_not_of_the_host(domain: str, deep) -> N
 def test_a_captured_forward_writes_no_marks_and_replays(domain: str, deep) -> None:
     model, x = deep
     with herald.attach(model, priority="high", slo="1s", domain=domain) as job:
+        job.observe_progress()
         serve(model, x, RECORDED_FORWARDS[0] + 2)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -128,6 +129,7 @@ def test_a_captured_forward_writes_no_marks_and_replays(domain: str, deep) -> No
 def test_marks_on_another_stream_never_undo_a_completion(domain: str) -> None:
     """A step that lands after the request is over, even after the slot's next request began, is nobody's."""
     with herald.attach(priority="high", slo="10s", domain=domain, device="cuda") as job:
+        job.observe_progress()
         table, side = Table.open(domain), torch.cuda.Stream()
         for _ in range(50):
             request = job.begin()
