@@ -19,6 +19,7 @@ is missed behind a closed gate. Pure functions of rows.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -57,6 +58,13 @@ class Checked:
     def training_error(self) -> float:
         """In shares of the speed alone."""
         return self.simulated_training - self.measured_training
+
+    @property
+    def training_ratio_error(self) -> float:
+        """Of what was measured; infinite where that is nothing, and it was not foreseen."""
+        if self.measured_training == 0:
+            return 0.0 if self.simulated_training == 0 else inf
+        return self.simulated_training / self.measured_training - 1
 
 
 def check(found: Iterable[Row], *, seed: int = 0) -> list[Checked]:

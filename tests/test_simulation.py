@@ -79,4 +79,9 @@ def test_validation_prints_the_errors_of_each_pair(tmp_path: Path, capsys: pytes
     assert "transformer+vgg16" in said
     assert "graph-decode+vgg16" in said
     assert "1 fitted" in said
+    (heading,) = (line for line in said.splitlines() if "medians of" in line)
+    assert [line.split()[:2] for line in said.splitlines()[said.splitlines().index(heading) + 1 :][:2]] == [
+        ["transformer+vgg16", "1"],
+        ["graph-decode+vgg16", "1"],
+    ]
     assert len((tmp_path / "out" / "simulation-check.jsonl").read_text().splitlines()) == 4
