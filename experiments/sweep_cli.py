@@ -217,7 +217,12 @@ def _family(name: str) -> str:
 
 
 def _learn_s(arguments: argparse.Namespace) -> float:
-    return 0.0 if arguments.learn == "0" else parse_duration(arguments.learn, setting="--learn") / 1e9
+    if arguments.learn == "0":
+        return 0.0
+    try:
+        return parse_duration(arguments.learn, setting="--learn") / 1e9
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or 0, to learn nothing beforehand") from None
 
 
 def sweep(template: Template, arguments: argparse.Namespace) -> "Sweep":

@@ -253,7 +253,8 @@ def told(row: Row) -> str:
     """A row in a line, for whoever watches."""
     if row["kind"] == sweep.SERVICE_TIME_KIND:
         busy = f"device busy {row['busy_share']:.0%}"
-        slowdown = f", {row['slowdown']:.2f}x under MPS" if "slowdown" in row else ""
+        under_mps = "slowdown" in row and row["device"] != "cpu"
+        slowdown = f", {row['slowdown']:.2f}x under MPS" if under_mps else ""
         return f"{row['workload']}: a request takes {row['mean_s'] * 1e3:.2f} ms alone{slowdown}, {busy}"
     if row["kind"] == sweep.SLO_KIND:
         return f"{row['pair']}: p99 alone {row['p99_ms']:.2f} ms, of {row['count']} requests"

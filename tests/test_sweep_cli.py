@@ -52,6 +52,7 @@ def test_on_a_cpu_there_is_a_pair_and_no_mps(template: Any) -> None:
         (["--slo-factors", "0.9"], "--slo-factors"),
         (["--slo-factors", "x"], "--slo-factors"),
         (["--seconds", "0"], "--seconds = 0"),
+        (["--learn", "0s"], "or 0, to learn nothing"),
         (["--settings", "alon"], "did you mean 'alone'"),
         (["--gpu-index", "99"], "--gpu-index 99"),
         (["--pair", "nosuch+cpu-vgg", "--device", "cpu"], "'nosuch' is not a service for --device cpu"),

@@ -311,6 +311,13 @@ def test_ablations_are_relative_to_the_whole(tmp_path: Path) -> None:
     assert {line[0]: line[-1] for line in grid.lines}["no-space-mps 1.1x"] == "0.750"
 
 
+def test_without_mps_no_column_speaks_of_it() -> None:
+    made = [found for found in frontier() if not found.get("mps")]
+    (with_mps, without) = (sweep_report.points(sweep_analysis.compare(only(found))) for found in (frontier(), made))
+    assert with_mps.headings == (*without.headings, "best MPS", "ratio")
+    assert [len(line) for line in without.lines] == [len(without.headings)] * len(FACTORS)
+
+
 def test_the_report_is_a_page_figures_and_a_terminal_of_80_columns(tmp_path: Path) -> None:
     posters = [made | {"kind": "poster"} for made in frontier(mps_late=0) if "key" in made]
     names = [name for name in SETTINGS if name not in {made["key"]["setting"] for made in frontier() if "key" in made}]
