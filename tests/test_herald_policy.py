@@ -124,6 +124,14 @@ def test_a_larger_share_is_not_tried_where_a_small_one_brings_nothing() -> None:
     assert decide(Herald(), memory(no_gentler), slo_ns=72 * MS).modes == {GPU: CLOSED}
 
 
+def test_a_larger_share_is_tried_where_a_small_one_helped_though_not_enough() -> None:
+    """Nothing may be open yet, so that the small one only costs training its SMs."""
+    gentler = {OPEN: evidence(2.5, 0.5), NARROW: evidence(1.7, 0.4, 0.88)}
+    assert decide(Herald(), memory(gentler), slo_ns=80 * MS).modes == {GPU: HALF}
+    known = gentler | {HALF: evidence(1.15, 0.6, 0.75)}
+    assert decide(Herald(), memory(known), slo_ns=80 * MS).modes == {GPU: HALF}
+
+
 def test_a_mode_in_which_no_request_gets_through_counts_as_harsh() -> None:
     in_vain = Evidence(IN_VAIN_NS, 0, {}, {TRAINER: 0.1}, {TRAINER: 1.0})
     decision = decide(Herald(), memory({OPEN: in_vain, NARROW: in_vain, HALF: in_vain}))

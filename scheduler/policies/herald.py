@@ -144,8 +144,11 @@ class Herald:
         limits = open_.limits if open_ else [0] * len(view.known)
         if any(known.is_delayed and not limit for known, limit in zip(view.known, limits, strict=True)):
             return True
-        shares = [prospect.worth for tried, prospect in prospects.items() if prospect and tried.sm_count]
-        if open_ and shares and min(shares) < WORTH_MORE * open_.worth:
+        if open_ and any(
+            prospect.worth < WORTH_MORE * open_.worth and (any(limits) or not view.is_gentler(tried))
+            for tried, prospect in prospects.items()
+            if prospect and tried.sm_count
+        ):
             return False  # what a small share does not bring, a larger one does not
         return view.hope(mode) >= (HYSTERESIS if mode.sm_count else KEPT) * max(worth.values(), default=0.0)
 
@@ -342,6 +345,10 @@ class _View(NamedTuple):
         if tried is None:
             return min(guess, self.inflation(service, OPEN, guess)) if mode.sm_count else guess
         return tried.inflation.get(service, HARSH_INFLATION) if tried.beside_requests >= A_FEW else HARSH_INFLATION
+
+    def is_gentler(self, mode: Mode) -> bool:
+        """Whether a mode with a share, which was tried, brings down what the open mode does to some service."""
+        return any([WORTH_A_SHARE * self.inflation(k.key, mode) <= self.inflation(k.key, OPEN) for k in self.known])
 
     def training(self, mode: Mode) -> tuple[float, float]:
         """(idle, beside requests): what training has in that mode, by weight; 1 is all of it at its best rate."""
