@@ -113,7 +113,7 @@ def plan(sweep: Sweep, pair: Pair, *, mps: bool, service: Row | None) -> list[Sw
         *(
             _run(sweep, pair, s, factor, repetition)
             for repetition in range(sweep.repeats)
-            # A host is slow for a minute now and then: a setting comes early, in the middle and late in its turn.
+            # A host is slow for a minute now and then: a setting has another part of every repetition.
             for s, factor in rotated(others, repetition * len(others) // sweep.repeats)
         ),
     ]

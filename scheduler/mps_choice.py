@@ -5,9 +5,9 @@ even alone (CUDA graphs of many small kernels: 1.08 to 1.10 x on an H200), and t
 played through, as the controller does: without MPS with a gate that closes at once, since there contexts take turns
 anyway; under MPS as far as the SLO lets requests run beside training, at a guess of what they do to each other.
 
-A trainer that waits at a closed gate still costs requests something. Those that keep the GPU busy pay a few percent
-under MPS and nothing without, where it is theirs alone; between the kernels of others contexts change, which is no
-cheaper.
+Where nothing can be given away, it is a tie. A service that keeps the GPU busy then goes without MPS: the GPU is its
+own while trainers wait at the gate. Between the kernels of others contexts change, which is no cheaper than MPS, and
+for them the guess is mostly too high.
 """
 
 from herald.scheduler import queueing
@@ -15,10 +15,9 @@ from herald.scheduler.queueing import on_grid
 
 GUESSED_INFLATION = 2.0
 GPU_BOUND = 0.9  # of a request, the device works for it
-# Of service times beside trainers that wait, beyond what MPS does to a service that is alone: under `strict` on an H200
-# 1.01 (Transformer) to 1.05 (graph decode), where without MPS it is 1.00 to 1.01.
-WAITING = 1.04
-TIE = 0.99  # what is lost for sure against what is guessed
+# What there must be to gain, of training. Under `strict` on an H200 the p99 of GPU-bound services is 1.01 to 1.03 x
+# (Transformer) and 1.2 x (graph decode) under MPS what it is without; of others it is the same on average.
+GPU_BOUND_GAIN, LAUNCH_BOUND_GAIN = 1.01, 0.99
 
 
 def mps_pays(*, slo: float, slowdown: float, load: float, busy: float = 1.0, target: float = 0.99) -> bool:
@@ -26,8 +25,6 @@ def mps_pays(*, slo: float, slowdown: float, load: float, busy: float = 1.0, tar
     alone under MPS over that; ``load``: arrivals x mean service time, without MPS; ``busy``: the share of a request in
     which the device works for it.
     """
-    if busy >= GPU_BOUND:
-        slowdown *= WAITING
     if slowdown * load >= 1:
         return False
     slo_under = slo / slowdown
@@ -37,4 +34,5 @@ def mps_pays(*, slo: float, slowdown: float, load: float, busy: float = 1.0, tar
         return False
     beside = on_grid(load * slowdown, GUESSED_INFLATION, slo_under)
     under = queueing.play(beside, queueing.LIMITS[queueing.best_rung(beside, target)])
-    return under.idle + queueing.BESIDE_RATE * under.beside >= TIE * without.idle
+    gain = GPU_BOUND_GAIN if busy >= GPU_BOUND else LAUNCH_BOUND_GAIN
+    return under.idle + queueing.BESIDE_RATE * under.beside >= gain * without.idle
