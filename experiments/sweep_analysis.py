@@ -72,7 +72,6 @@ class Standing:
     """One pair under one load."""
 
     pair: str
-    name: str  # the pair, and its load where there are several of it
     device: str
     rate_hz: float  # in the first run
     num_runs: int
@@ -82,6 +81,19 @@ class Standing:
     outcomes: tuple[Outcome, ...]
     controllers: Mapping[float, Outcome]  # Herald's by SLO factor, of each repetition in the MPS state that was chosen
     stolen: tuple[float, float] | None = None  # least and most of the cores' time in a row; rows of before say nothing
+    one_of_several: bool = False  # standings of the same pair
+    number: int = 1  # of those at the same load, as it is told
+
+    @property
+    def load_told(self) -> str:
+        """In a word or two."""
+        return f"{self.rate_hz:.3g} Hz" if self.load is None else f"load {self.load:.2f}"
+
+    @property
+    def name(self) -> str:
+        """The pair, and what tells it apart."""
+        number = f" #{self.number}" if self.number > 1 else ""
+        return f"{self.pair} {self.load_told}{number}" if self.one_of_several else self.pair
 
     @property
     def title(self) -> str:
@@ -168,7 +180,7 @@ def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     for row in of_kind(rows, sweep.SLO_KIND):
         found = references.setdefault(tuple(row.get(name) for name in _REFERENCE), {})
         found.setdefault(row["seed"], float(row["p99_ms"]))
-    return _named(
+    return _told_apart(
         _standing(
             members,
             services=services.get((str(case[0]).partition("+")[0], str(case[1])), []),
@@ -178,16 +190,16 @@ def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     )
 
 
-def _named(found: Iterable[Standing]) -> list[Standing]:
-    """With names that tell them apart."""
-    told = list(found)
-    times = Counter(standing.pair for standing in told)
-    return [
-        replace(s, name=f"{s.pair} {s.rate_hz:.3g}/s" if s.load is None else f"{s.pair} {s.load:.2f}")
-        if times[s.pair] > 1
-        else s
-        for s in told
-    ]
+def _told_apart(found: Iterable[Standing]) -> list[Standing]:
+    standings = list(found)
+    pairs = Counter(standing.pair for standing in standings)
+    loads = Counter[tuple[str, str]]()
+    told = []
+    for standing in standings:
+        loads[standing.pair, standing.load_told] += 1
+        number = loads[standing.pair, standing.load_told]
+        told.append(replace(standing, one_of_several=pairs[standing.pair] > 1, number=number))
+    return told
 
 
 def compare(standing: Standing) -> list[Comparison]:
@@ -275,7 +287,6 @@ def _standing(rows: Sequence[Row], *, services: Sequence[Row], told_p99_ms: Mapp
     stolen = [row["host"]["stolen"] for row in rows] if all("host" in row for row in rows) else []
     return Standing(
         pair=key["pair"],
-        name=key["pair"],
         device=key["device"],
         rate_hz=rate_hz,
         num_runs=len(seeds),

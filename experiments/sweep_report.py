@@ -18,8 +18,8 @@ from herald.experiments.sweep_analysis import (
     geometric_mean,
     standings,
 )
-from herald.scheduler.mps_choice import GPU_BOUND
 
+GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
 MOST_INTERVALS = 3  # in a line of 80 columns
 POINT_HEADINGS = ("pair", "SLO", "met %", "train", "best static", "ratio")
 MPS_HEADINGS = ("best MPS", "ratio")
@@ -72,11 +72,19 @@ def _met(share: Share, standing: Standing) -> str:
     return str(share) if len(standing.factors) <= MOST_INTERVALS else percent(share.value)
 
 
-def points(comparisons: Sequence[Comparison]) -> Grid:
-    """Herald against the best static settings, a line per pair and SLO."""
+def points(comparisons: Sequence[Comparison]) -> list[Grid]:
+    """Herald against the best static settings, a line per pair and SLO; each load apart where a pair has several."""
+    if not any(c.standing.one_of_several for c in comparisons):
+        title = "Herald against the best setting that holds the same SLO"
+        return [_points(title, comparisons)] if comparisons else []
+    names = dict.fromkeys(c.standing.name for c in comparisons)
+    return [_points(f"{n}: Herald against the best", [c for c in comparisons if c.standing.name == n]) for n in names]
+
+
+def _points(title: str, comparisons: Sequence[Comparison]) -> Grid:
     had_mps = any(c.mps for c in comparisons)  # not on a CPU
     return Grid(
-        title="Herald against the best setting that holds the same SLO",
+        title=title,
         headings=(*POINT_HEADINGS, *(MPS_HEADINGS if had_mps else ())),
         lines=tuple((*_point(c), *(_against(c.mps) if had_mps else ())) for c in comparisons),
         notes=(
@@ -90,7 +98,7 @@ def points(comparisons: Sequence[Comparison]) -> Grid:
 def _point(c: Comparison) -> tuple[str, ...]:
     relative = f"{c.herald.relative.value:.3f}" if c.herald.relative else ""
     return (
-        c.standing.name,
+        c.standing.pair,
         f"{c.factor:g}",
         f"{percent(c.attained.value)}{'' if c.holds else '!'}",
         relative,
@@ -138,13 +146,13 @@ def _of_kind(c: Comparison) -> list[Criterion]:
     if standing.load is None or standing.service is None or relative is None or c.herald.p99_ratio is None:
         return []
     room, busy_share = 1 - standing.load, standing.service["busy_share"]
-    if busy_share >= GPU_BOUND and c.factor == min(standing.factors):
+    if busy_share >= GPU_BOUND_SHARE and c.factor == min(standing.factors):
         share = criteria.TRAINING_SHARE * room
         return [
             criteria.at_most(f"{c.title}, GPU-bound: p99 / alone", c.herald.p99_ratio, criteria.P99_RATIO),
             criteria.at_least(f"{c.title}, GPU-bound: training / alone", relative.value, share, detail=_room(room)),
         ]
-    if busy_share < GPU_BOUND and c.factor == criteria.LAUNCH_BOUND_FACTOR:
+    if busy_share < GPU_BOUND_SHARE and c.factor == criteria.LAUNCH_BOUND_FACTOR:
         gain = relative.value / room
         what = f"{c.title}, launch-bound: training / (1 - load)"
         return [criteria.at_least(what, gain, criteria.LAUNCH_BOUND_GAIN, detail=_room(room))]
@@ -170,7 +178,7 @@ def _gains(against: str, rivals: Sequence[Rival | None], least: float) -> list[C
 def frontier(mine: Sequence[Standing], _found: Sequence[Row], out: Path) -> Section:
     """Pairs x SLOs against every static setting."""
     comparisons = [comparison for standing in mine for comparison in compare(standing)]
-    grids = [grid(standing) for standing in mine] + ([points(comparisons)] if comparisons else [])
+    grids = [grid(standing) for standing in mine] + points(comparisons)
     drawn = [sweep_figures.frontier(s, out / f"frontier-{_slug(s)}.png") for s in mine if _drawable(s)]
     if overview := [s for s in mine if _drawable(s)]:
         drawn.append(sweep_figures.overview(overview, out / "frontier.png"))
@@ -250,8 +258,8 @@ def _drawable(standing: Standing) -> bool:
 
 
 def _slug(standing: Standing) -> str:
-    load = f"{standing.rate_hz:.3g}hz" if standing.load is None else f"load{standing.load:.2f}"
-    return f"{standing.pair.replace('+', '-beside-')}-{load}"
+    number = f"-{standing.number}" if standing.number > 1 else ""
+    return f"{standing.pair.replace('+', '-beside-')}-{standing.load_told.replace(' ', '').lower()}{number}"
 
 
 Reader = Callable[[Sequence[Standing], Sequence[Row], Path], Section]

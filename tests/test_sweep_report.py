@@ -197,7 +197,7 @@ def test_where_both_states_were_measured_each_host_says_which_counts(turned: boo
             row(name, late=0 if name == chosen else 50, factor=1.1, steps_per_s=5.0, seed=seed)
             for name in sweeps.CONTROLLER
         ]
-        runs.append([*references(slowdown=slowdown, seed=seed), row("alone", seed=seed), *both])
+        runs.append([*references(0.5, slowdown, seed=seed), row("alone", seed=seed), *both])
     found = [*runs[1], *runs[0]] if turned else [*runs[0], *runs[1]]
     assert first(found).attained == Share(2 * NUM_REQUESTS, 2 * NUM_REQUESTS)
 
@@ -238,13 +238,14 @@ def test_the_table_says_what_others_took_of_the_host() -> None:
 
 
 def test_several_loads_of_a_pair_are_told_apart() -> None:
-    busier = row("alone")
-    busier["key"] |= {"load": 0.7}
-    busier["inference"] |= {"busy_s": 14.0}
-    assert [standing.name for standing in sweep_analysis.standings([*frontier(), busier], "frontier")] == [
-        f"{PAIR} 0.40",
-        f"{PAIR} 0.70",
-    ]
+    def under(**key: float) -> list[Row]:
+        return [found | {"key": found["key"] | key} for found in frontier() if "key" in found]
+
+    told = sweep_analysis.standings([*frontier(), *under(seconds=2 * SECONDS), *under(load=0.3)], "frontier")
+    names = [f"{PAIR} load 0.40", f"{PAIR} load 0.20", f"{PAIR} load 0.40 #2"]
+    assert [standing.name for standing in told] == names
+    grids = sweep_report.points([c for standing in told for c in sweep_analysis.compare(standing)])
+    assert [grid.title.partition(": ")[0] for grid in grids] == names
     assert only(frontier()).name == PAIR
 
 
@@ -253,9 +254,11 @@ def test_two_rows_of_one_run_are_refused() -> None:
         only([*frontier(), row("alone")])
 
 
-@pytest.mark.parametrize(("slowdown", "chosen"), [(1.5, "herald"), (1.0, "herald-mps")])
-def test_heralds_state_is_the_one_that_the_slowdown_says(slowdown: float, chosen: str) -> None:
-    herald = only(frontier(slowdown=slowdown)).controllers[1.1]
+@pytest.mark.parametrize(
+    ("slowdown", "busy_share", "chosen"), [(1.5, 0.5, "herald"), (1.0, 0.5, "herald-mps"), (1.0, 1.0, "herald")]
+)
+def test_heralds_state_is_the_one_that_the_probe_says(slowdown: float, busy_share: float, chosen: str) -> None:
+    herald = only(frontier(slowdown=slowdown, busy_share=busy_share)).controllers[1.1]
     assert herald.setting == chosen
 
 
@@ -313,7 +316,9 @@ def test_ablations_are_relative_to_the_whole(tmp_path: Path) -> None:
 
 def test_without_mps_no_column_speaks_of_it() -> None:
     made = [found for found in frontier() if not found.get("mps")]
-    (with_mps, without) = (sweep_report.points(sweep_analysis.compare(only(found))) for found in (frontier(), made))
+    ((with_mps,), (without,)) = (
+        sweep_report.points(sweep_analysis.compare(only(found))) for found in (frontier(), made)
+    )
     assert with_mps.headings == (*without.headings, "best MPS", "ratio")
     assert [len(line) for line in without.lines] == [len(without.headings)] * len(FACTORS)
 
