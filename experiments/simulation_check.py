@@ -20,6 +20,7 @@ is missed behind a closed gate. Pure functions of rows.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from statistics import median
 
 import numpy as np
 
@@ -65,6 +66,30 @@ class Checked:
         if self.measured_training == 0:
             return 0.0 if self.simulated_training == 0 else inf
         return self.simulated_training / self.measured_training - 1
+
+
+@dataclass(frozen=True)
+class TypicalError:
+    """Medians of the errors' magnitudes over runs, relative to what was measured."""
+
+    runs: int
+    p99: float
+    training: float
+
+
+def typical_errors(checked: Iterable[Checked]) -> dict[str, TypicalError]:
+    """By pair, in the order of the runs."""
+    pairs: dict[str, list[Checked]] = {}
+    for run in checked:
+        pairs.setdefault(run.pair, []).append(run)
+    return {
+        pair: TypicalError(
+            runs=len(runs),
+            p99=median(abs(run.p99_error) for run in runs),
+            training=median(abs(run.training_ratio_error) for run in runs),
+        )
+        for pair, runs in pairs.items()
+    }
 
 
 def check(found: Iterable[Row], *, seed: int = 0) -> list[Checked]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 from herald.errors import ConfigError
@@ -117,8 +116,12 @@ def _validate(arguments: argparse.Namespace) -> int:
         print(pair)
         _show(("setting", "runs", "p99 off by, %", "training, points"), _lines([r for r in checked if r.pair == pair]))
     predicted = [run for run in checked if not run.fitted]
-    if predicted:
-        _show(("predicted runs: medians of", "runs", "p99 off by, %", "training, %"), _medians(predicted))
+    lines = [
+        (pair, f"{e.runs}", f"{100 * e.p99:.1f}", f"{100 * e.training:.1f}")
+        for pair, e in simulation_check.typical_errors(predicted).items()
+    ]
+    if lines:
+        _show(("predicted runs: medians of", "runs", "p99 off by, %", "training, %"), lines)
     within = sum(abs(run.p99_error) <= 0.05 for run in predicted)
     close = sum(abs(run.training_error) <= 0.02 for run in predicted)
     print(
@@ -126,20 +129,6 @@ def _validate(arguments: argparse.Namespace) -> int:
         f"{close} training within 2 points of that alone. Rows: {path}"
     )
     return 0
-
-
-def _medians(predicted: "list[Checked]") -> list[tuple[str, ...]]:
-    """One per pair: of the errors' magnitudes, relative to what was measured."""
-    pairs = {pair: [run for run in predicted if run.pair == pair] for pair in dict.fromkeys(r.pair for r in predicted)}
-    return [
-        (
-            pair,
-            f"{len(runs)}",
-            f"{100 * median(abs(run.p99_error) for run in runs):.1f}",
-            f"{100 * median(abs(run.training_ratio_error) for run in runs):.1f}",
-        )
-        for pair, runs in pairs.items()
-    ]
 
 
 def _lines(checked: "list[Checked]") -> list[tuple[str, ...]]:

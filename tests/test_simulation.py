@@ -70,6 +70,16 @@ def test_the_command_writes_rows_and_prints_a_table_of_80_columns(
     assert first["provenance"]["commit"]
 
 
+def test_the_typical_error_is_the_median_of_magnitudes_relative_to_what_was_measured() -> None:
+    def run(p99_ms: float, training: float, measured_training: float = 0.5) -> simulation_check.Checked:
+        return simulation_check.Checked("a+b", False, "mps", 0, False, 100.0, p99_ms, measured_training, training)
+
+    found = simulation_check.typical_errors([run(90.0, 0.4), run(102.0, 0.5), run(130.0, 0.8)])
+    assert list(found) == ["a+b"]
+    assert (found["a+b"].runs, found["a+b"].p99, found["a+b"].training) == (3, pytest.approx(0.1), pytest.approx(0.2))
+    assert [run(100.0, training, 0.0).training_ratio_error for training in (0.0, 0.1)] == [0.0, float("inf")]
+
+
 def test_validation_prints_the_errors_of_each_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [row for row in rows.read(MEASURED) if row["key"]["repetition"] == 0 and not row["mps"]]
     path = tmp_path / "rows.jsonl"
