@@ -88,7 +88,8 @@ class Job(ABC):
     def observe_progress(self, on: bool = True) -> None:
         """Follow the progress of every request on a GPU, also where the plan has no use for it (for measurements).
 
-        Without, a request's progress is looked at only under a plan that reckons with it. A low-priority job has none.
+        Without, it is written and looked at only under a plan that reckons with it, and what is told to remain of a
+        request goes by the time it took so far. A low-priority job has none.
         """
         del on
 

@@ -77,8 +77,7 @@ class JobProgress {
     }
   }
 
-  // Whether anybody wants to know how far requests are: the plan, or whoever observes. Else no stream writes it: a
-  // write ends what the GPU overlaps, and without MPS it may end the service's turn.
+  // Whether anybody wants to know how far requests are: the plan, or whoever observes. Else no stream writes it.
   bool is_followed() const {
     const int64_t lead = row_.lead_ns.load(std::memory_order_relaxed);
     const bool used = lead > kLeadNever && lead < kLeadAlways && row_.inflation_ppm.load(std::memory_order_relaxed);

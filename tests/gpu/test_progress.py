@@ -168,3 +168,38 @@ def test_the_gate_closes_later_for_a_request_that_got_on(domain: str, deep) -> N
         torch.cuda.synchronize()
         settle(job)
         assert closed == [1]
+
+
+def test_streams_write_how_far_a_request_is_only_where_a_plan_asks(domain: str) -> None:
+    """Of a request that takes longer than any before it nothing seems to remain, unless its steps were told."""
+    with herald.attach(priority="high", slo="500s", domain=domain, device="cuda") as job:
+        for _ in range(FEWEST + 4):
+            with job.request() as request:
+                for _ in range(3):
+                    take_a_step(request)
+            torch.cuda.synchronize()
+        settle(job)
+        assert not is_told_to_remain(job)
+        view = job.stats()
+        pace = {"margin_ns": MS, "inflation_ppm": 1_100_000, "quantile_ppm": 990_000}
+        Table.open(domain).publish_plan(view.row, view.generation, 10 * MS, 50, **pace)
+        assert is_told_to_remain(job)
+
+
+def take_a_step(request: herald.Request) -> None:
+    torch.cuda._sleep(60_000_000)  # some 30 ms
+    request.step()
+
+
+def is_told_to_remain(job: herald.Job) -> bool:
+    """Whether anything is, of a late request two steps before its end."""
+    with job.request() as request:
+        torch.cuda._sleep(600_000_000)  # longer than any request so far
+        take_a_step(request)
+        torch.cuda.synchronize()
+        found = any(job.stats().remaining_ns > 0 for _ in range(5_000))  # beyond one beat of the agent
+        for _ in range(2):
+            take_a_step(request)
+    torch.cuda.synchronize()
+    settle(job)
+    return found
