@@ -173,7 +173,8 @@ class Daemon:
             if key.row in freed:
                 log.warning("reaped: %s, its process (pid %d) died", job.name, job.pid)
             else:
-                log.info("left: %s after %d requests", job.name, job.requests_done)
+                done = f"{job.requests_done} requests" if job.priority == "high" else f"{job.train_steps} steps"
+                log.info("left: %s after %s", job.name, done)
         for key, job in jobs.items():
             if key not in self._known:
                 slo = f", SLO {format_ns(job.slo_ns)}" if job.slo_ns else ""

@@ -137,6 +137,15 @@ def test_joining_and_leaving_are_said_once(caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
+def test_a_trainer_leaves_after_steps(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("strict")
+    row = domain.table.add_job(name="vgg16", priority="low", train_steps=9)
+    domain.tick()
+    domain.table.release(row)
+    domain.tick()
+    assert caplog.messages[-1] == "left: vgg16 after 9 steps"
+
+
 def test_the_dead_are_reaped_and_named(caplog: pytest.LogCaptureFixture) -> None:
     domain = Domain("strict")
     row = domain.table.add_job(name="vgg16", priority="low")
