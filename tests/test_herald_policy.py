@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from herald.errors import ConfigError
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.scheduler import policies
-from herald.scheduler.policies.herald import (
-    ALONE_REQUESTS,
-    HOPELESS,
-    IN_VAIN_NS,
-    TRIED_NS,
-    TRIED_REQUESTS,
-    UNLUCKY,
-    Herald,
-)
+from herald.scheduler.device_view import ALONE_REQUESTS, HOPELESS, IN_VAIN_NS, TRIED_NS, TRIED_REQUESTS
+from herald.scheduler.policies.herald import UNLUCKY, Herald
 from herald.scheduler.prediction import RELEASE_NS, infeasible
 from herald.scheduler.snapshot import (
     CLOSED,
