@@ -72,10 +72,16 @@ def test_mps_where_what_it_brings_is_more_than_what_it_costs_alone() -> None:
 
 
 @pytest.mark.parametrize("slowdown", [0.98, 1.0, 1.02])
-def test_with_nothing_to_share_only_a_launch_bound_service_gets_mps(slowdown: float) -> None:
+def test_with_nothing_to_share_a_service_that_keeps_the_gpu_busy_goes_without_mps(slowdown: float) -> None:
     """Whatever the noise of the probe."""
     assert not mps_pays(slo=3.55, slowdown=slowdown, load=0.4)
-    assert mps_pays(slo=3.55, slowdown=slowdown, load=0.4, busy=0.6)
+
+
+@given(slo=st.floats(1, 20), slowdown=st.floats(0.5, 1.5), load=st.floats(0.05, 0.9), busy=st.floats(0, 0.89))
+def test_a_service_that_waits_for_its_host_gets_mps_whatever_its_probe_says(
+    slo: float, slowdown: float, load: float, busy: float
+) -> None:
+    assert mps_pays(slo=slo, slowdown=slowdown, load=load, busy=busy)
 
 
 def test_the_p99_alone_grows_with_the_load() -> None:
