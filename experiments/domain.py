@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from herald.config import Limits
+from herald.domains import DomainLock
 from herald.errors import ConfigError, HeraldError, TableError
 from herald.experiments import lifeline
 from herald.scheduler.daemon import publish_limits
@@ -35,7 +36,10 @@ def own_name(label: str) -> str:
 
 
 class PrivateDomain:
-    """A domain that nobody else uses. As a context manager it ends its daemon and removes its table."""
+    """A domain that nobody else uses. As a context manager it ends its daemon and removes its table.
+
+    Until then it is in use, also between jobs: `herald doctor` must not offer it for removal.
+    """
 
     def __init__(self, label: str, log_dir: Path) -> None:
         self.name = own_name(re.sub(r"[^A-Za-z0-9]+", "-", label))  # a policy has colons and dots in it
@@ -90,6 +94,8 @@ class PrivateDomain:
         Table.unlink(self.name, force=True)
 
     def __enter__(self) -> Self:
+        Table.open(self.name)
+        DomainLock.of(self.name).keep()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -142,11 +142,14 @@ def check_domains(directory: Path = _SHM) -> Check:
     """Tables of this user: those in use, and those that somebody left."""
     prefix = segment_name("")[1:]
     domains = sorted(path.name[len(prefix) :] for path in directory.glob(f"{prefix}*") if path.suffix != ".lock")
-    left = [domain for domain in domains if not _is_in_use(domain)]
+    used = [domain for domain in domains if _is_in_use(domain)]
+    left = [domain for domain in domains if domain not in used]
+    in_use = f"in use: {', '.join(used)}"
     if left:
         remedy = "harmless; remove with " + ", ".join(f"`herald reset --domain {domain}`" for domain in left)
-        return Check("domains", "warn", f"nobody lives in: {', '.join(left)}", remedy)
-    return Check("domains", "ok", f"in use: {', '.join(domains)}" if domains else "none")
+        detail = f"nobody lives in: {', '.join(left)}"
+        return Check("domains", "warn", f"{detail}; {in_use}" if used else detail, remedy)
+    return Check("domains", "ok", in_use if used else "none")
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (

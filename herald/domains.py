@@ -119,9 +119,13 @@ class DomainLock:
         """Whether another process holds the byte (a process cannot see its own locks this way)."""
         return bool(native.table().herald_lock_held(self.fd, byte))
 
+    def keep(self) -> None:
+        """From now until this process ends, the domain is in use even while there is neither job nor daemon."""
+        native.table().herald_lock(self.fd, layout.KEEPER_BYTE, 0)
+
     def anyone_alive(self) -> bool:
-        """Whether any other process has a job or the daemon in this domain."""
-        return any(self.is_held(byte) for byte in range(layout.FIRST_JOB_BYTE, layout.DAEMON_BYTE + 1))
+        """Whether any other process has a job or the daemon in this domain, or keeps it."""
+        return any(self.is_held(byte) for byte in range(layout.FIRST_JOB_BYTE, layout.KEEPER_BYTE + 1))
 
 
 os.register_at_fork(after_in_child=DomainLock.forget_parents_locks)

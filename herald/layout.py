@@ -24,6 +24,7 @@ NO_QUEUE_LIMIT = (1 << 32) - 1
 MEMBERSHIP_BYTE = 0
 FIRST_JOB_BYTE = 1
 DAEMON_BYTE = 1 + MAX_JOBS
+KEEPER_BYTE = 2 + MAX_JOBS  # an experiment, between its jobs; native code has no use for it
 
 ROW_FREE, ROW_LIVE = 0, 1
 REASONS = ("", "alone", "load", "residual")  # why an SLO cannot be held; JobRow.infeasible is an index

@@ -74,7 +74,8 @@ class Table:
             if not force and lock.anyone_alive():
                 raise TableError(
                     f"domain {domain!r} is in use (see `herald status --domain {domain}`): stop its jobs and daemon, "
-                    f"or remove it all the same with `herald reset --domain {domain} --force`"
+                    "or the experiment that it is of, or remove it all the same with "
+                    f"`herald reset --domain {domain} --force`"
                 )
             unlink_segment(domain)
             lock.path.unlink(missing_ok=True)

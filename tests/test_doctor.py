@@ -4,16 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from herald import doctor
 from herald.doctor import Check
-from herald.domains import segment_name
+from herald.domains import lock_path, segment_name
 from herald.driver import Driver, Gpu, NoDriverError, probe
+from herald.errors import TableError
 from herald.table import Table
 
 H200 = Gpu(0, "NVIDIA H200", can_register_host_memory=True)
@@ -118,6 +121,49 @@ def test_a_domain_that_nobody_lives_in_is_pointed_out(domain: str) -> None:
     check = doctor.check_domains()
     assert check.state == "warn"
     assert f"herald reset --domain {domain}" in check.remedy
+
+
+EXPERIMENT = """
+    from pathlib import Path
+    from herald.experiments.domain import PrivateDomain
+    with PrivateDomain("doctor", Path()) as domain:
+        print("between", domain.name)
+        input()
+    print("ended")
+    input()
+"""
+
+
+def test_the_domain_of_a_running_experiment_is_in_use_between_its_jobs(child: Callable[..., Any]) -> None:
+    experiment = child(EXPERIMENT)
+    name = experiment.expect("between")
+    check = doctor.check_domains()
+    assert name in check.detail.partition("in use: ")[2].split(", ")
+    with pytest.raises(TableError, match="or the experiment that it is of"):
+        Table.unlink(name)
+    experiment.say("end")
+    experiment.expect("ended")
+    assert name not in doctor.check_domains().detail
+    assert not lock_path(name).exists()
+
+
+def test_the_domain_of_a_dead_experiment_is_pointed_out(child: Callable[..., Any]) -> None:
+    experiment = child(EXPERIMENT)
+    name = experiment.expect("between")
+    experiment.kill()
+    try:
+        assert f"herald reset --domain {name}`" in doctor.check_domains().remedy
+    finally:
+        assert Table.unlink(name)
+
+
+def test_domains_in_use_are_told_beside_those_that_were_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_is_in_use", lambda domain: domain == "mine")
+    for domain in ("left", "mine"):
+        (tmp_path / segment_name(domain)[1:]).touch()
+    check = doctor.check_domains(tmp_path)
+    assert (check.state, check.detail) == ("warn", "nobody lives in: left; in use: mine")
+    assert check.remedy == "harmless; remove with `herald reset --domain left`"
 
 
 def test_other_files_are_no_domains(tmp_path: Path) -> None:
