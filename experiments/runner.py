@@ -175,9 +175,16 @@ def build_row(run: PlannedRun, terms: Terms, trial: Trial, slo_ms: float | None,
 
 def told(row: Row) -> str:
     """A row in a line, for whoever watches."""
-    parts = [row["key"]["pair"], f"{row['key']['setting']:<18}", f"#{row['key']['repetition']}"]
+    key, said = row["key"], []
     if "inference" in row:
-        parts.append(f"p50 {row['inference']['p50_ms']:.1f} ms, p99 {row['inference']['p99_ms']:.1f} ms")
+        said.append(f"p50 {figure(row['inference']['p50_ms'])} ms, p99 {figure(row['inference']['p99_ms'])} ms")
     if "training" in row:
-        parts.append(f"{row['training']['steps_per_s']:.2f} steps/s")
-    return "  ".join(parts)
+        said.append(f"{figure(row['training']['steps_per_s'])} steps/s")
+    return f"{key['pair']} {key['setting']} #{key['repetition']}: {', '.join(said)}"
+
+
+def figure(value: float | None) -> str:
+    """Three digits, or all that are whole; "-" for None. So the line of a run fits into 80 columns."""
+    if value is None:
+        return "-"
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

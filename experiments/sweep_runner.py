@@ -20,7 +20,7 @@ from herald.experiments.host_load import CoreTime
 from herald.experiments.probes import probing, service_times
 from herald.experiments.process import Channel, WorkerError
 from herald.experiments.rows import Row
-from herald.experiments.runner import OutOfTime
+from herald.experiments.runner import OutOfTime, figure
 from herald.experiments.stage import Stage, Start
 from herald.experiments.sweep import Sweep, SweepRun
 from herald.experiments.trial import Terms, Trial
@@ -261,16 +261,17 @@ def told(row: Row) -> str:
     key = row["key"]
     if "setting" not in key:
         return f"{row['kind']}: {', '.join(key['members'])}"
-    slo = f" SLO {key['slo_factor']:g}x" if key.get("slo_factor") else ""
-    parts = [key["pair"], f"{key['setting']}{slo}", f"#{key['repetition']}"]
-    if row["kind"] == sweep.LEARNING_KIND:
-        parts.append("learning")
+    learns = row["kind"] == sweep.LEARNING_KIND  # under the middle SLO, whatever that of the run it comes before
+    slo = f" {key['slo_factor']:g}x" if key.get("slo_factor") and not learns else ""
+    said = []
     if "inference" in row:
         met = row["inference"]["attainment"]
-        parts.append(f"p99 {row['inference']['p99_ms']} ms" + (f", {met:.1%} in time" if met is not None else ""))
+        said.append(f"p99 {figure(row['inference']['p99_ms'])} ms")
+        said += [] if met is None else ["100% met" if met == 1 else f"{met:.1%} met"]
     if "training" in row:
-        parts.append(f"{row['training']['steps_per_s']:.2f} steps/s")
-    return "  ".join(parts)
+        said.append(f"{figure(row['training']['steps_per_s'])} steps/s")
+    which = "learning" if learns else f"#{key['repetition']}"
+    return f"{key['pair']} {key['setting']}{slo} {which}: {', '.join(said)}"
 
 
 def _slim(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from herald.errors import ConfigError, HeraldError
 from herald.experiments import rows, settings
 from herald.experiments.crew import Pair
 from herald.experiments.plan import Colocation, plan
-from herald.experiments.runner import OutOfTime, Runner
+from herald.experiments.runner import OutOfTime, Runner, told
 from herald.experiments.settings import Setting
 from tests.fake_workers import Fleet
 
@@ -83,6 +83,19 @@ def test_every_run_becomes_a_row_with_its_origin(fleet: Fleet, tmp_path: Path) -
     assert row["provenance"]["commit"] == "abc"
     assert row["provenance"]["workers"]["training"]["torch"] == "fake"
     assert {"date", "dirty", "arguments", "machine"} <= row["provenance"].keys()
+
+
+def test_a_row_is_told_in_a_line_of_80_columns() -> None:
+    row = {
+        "key": {"pair": "graph-decode+vgg16", "setting": "herald-strict-mps", "repetition": 2},
+        "inference": {"p50_ms": 2068.13, "p99_ms": 5289.56},
+        "training": {"steps_per_s": 17.412},
+    }
+    line = told(row)
+    assert line == "graph-decode+vgg16 herald-strict-mps #2: p50 2068 ms, p99 5290 ms, 17.4 steps/s"
+    assert len(line) <= 80
+    row["inference"] = {"p50_ms": None, "p99_ms": None}  # no request arrived
+    assert "p99 - ms" in told(row)
 
 
 def test_a_repetition_has_the_same_arrivals_in_every_setting(fleet: Fleet, tmp_path: Path) -> None:

@@ -217,6 +217,50 @@ def test_a_sweep_without_the_reference_is_refused(fleet: Fleet, tmp_path: Path) 
     assert not fleet.workers
 
 
+def a_row(setting: str, *, kind: str = "frontier", pair: str = "bert+dlrm", **key: object) -> rows.Row:
+    return {
+        "kind": kind,
+        "key": {"pair": pair, "setting": setting, "slo_factor": None, "repetition": 2} | key,
+        "inference": {"p99_ms": 381.514, "attainment": 0.97014},
+        "training": {"steps_per_s": 128.3701},
+    }
+
+
+def test_a_row_is_told_in_a_line() -> None:
+    assert sweep_runner.told(a_row("herald", slo_factor=1.5)) == (
+        "bert+dlrm herald 1.5x #2: p99 382 ms, 97.0% met, 128 steps/s"
+    )
+    alone = a_row("alone") | {"inference": {"p99_ms": 9.876, "attainment": None}}
+    del alone["training"]
+    assert sweep_runner.told(alone) == "bert+dlrm alone #2: p99 9.88 ms"
+    nothing = a_row("timeslice") | {"inference": {"p99_ms": None, "attainment": None}}
+    assert sweep_runner.told(nothing) == "bert+dlrm timeslice #2: p99 - ms, 128 steps/s"
+
+
+def test_only_a_run_in_which_all_requests_are_in_time_has_all() -> None:
+    row = a_row("free")
+    for attainment, said in ((1.0, "100% met"), (0.99996, "100.0% met")):
+        row["inference"]["attainment"] = attainment
+        assert said in sweep_runner.told(row)
+
+
+def test_a_learning_run_is_not_told_as_one_of_the_slo_that_follows() -> None:
+    """It is under the middle SLO, whatever that of the run before which it is."""
+    row = a_row("herald", kind=sweep.LEARNING_KIND, slo_factor=1.1)
+    assert sweep_runner.told(row) == "bert+dlrm herald learning: p99 382 ms, 97.0% met, 128 steps/s"
+
+
+@pytest.mark.parametrize("name", ["frontier", "poster"])
+def test_progress_fits_into_80_columns(name: str) -> None:
+    template = sweeps.TEMPLATES[name]
+    runs = [a_row(s, pair=pair) for pair in template.pairs for s in template.settings]
+    asking = [s for s in template.settings if settings.get(s).uses_slo]
+    assert asking
+    runs += [a_row(s, pair=pair, slo_factor=1.5) for pair in template.pairs for s in asking]
+    runs += [a_row(s, pair=pair, kind=sweep.LEARNING_KIND) for pair in template.pairs for s in asking]
+    assert max(len(sweep_runner.told(row)) for row in runs) <= 80
+
+
 @pytest.mark.parametrize("template", sweeps.TEMPLATES.values(), ids=lambda template: template.kind)
 def test_a_template_names_settings_and_pairs_that_exist(template: sweeps.Template) -> None:
     from herald.experiments import workloads
