@@ -66,6 +66,7 @@ class Daemon:
         self._known: dict[JobKey, JobView] = {}
         self._modes: dict[str, Mode] = {}
         self._idle_shares: set[JobKey] = set()  # of whose share that isolates nothing was told
+        self._unmet: dict[JobKey, str] = {}  # what was told of what a job cannot have
 
     def tick(self, now_ns: int) -> None:
         """Beat, reap, decide, publish what changed."""
@@ -77,10 +78,12 @@ class Daemon:
         self._keep_floors(jobs.values())
         self._known = jobs
         self._idle_shares &= jobs.keys()
+        self._unmet = {key: words for key, words in self._unmet.items() if key in jobs}
         snapshot = self._observer.observe(jobs.values(), now_ns)
         self.decision = self._policy.decide(snapshot, now_ns)
         self._observer.decided(self.decision)
         self._apply(self.decision)
+        self._tell_unmet(self.decision)
         self._tell_infeasible(infeasible(snapshot))
         self._log_modes(self.decision, snapshot.memory)
 
@@ -156,6 +159,12 @@ class Daemon:
             sm_count,
             job.sm_total,
         )
+
+    def _tell_unmet(self, decision: Decision) -> None:
+        for key, words in decision.unmet.items():
+            if self._unmet.get(key) != words:
+                self._unmet[key] = words
+                log.warning("policy: %s", words)
 
     def _log_modes(self, decision: Decision, memory: Memory) -> None:
         for device, mode in decision.modes.items():

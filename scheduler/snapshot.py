@@ -226,6 +226,7 @@ class Decision(NamedTuple):
     plans: Mapping[JobKey, Plan] = MappingProxyType({})
     trainer_plans: Mapping[JobKey, TrainerPlan] = MappingProxyType({})
     modes: Mapping[str, Mode] = MappingProxyType({})  # by device, where it chose one
+    unmet: Mapping[JobKey, str] = MappingProxyType({})  # what of the policy a job cannot have, in words for a log
 
 
 def key_of(job: JobView) -> JobKey:

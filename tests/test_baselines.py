@@ -1,6 +1,7 @@
 """Sibling policies: the rules of other systems, each as one pure function of a snapshot."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,23 @@ def test_reserve_keeps_trainers_to_what_is_left_in_eights(num_sms: int, share: i
 
 def test_reserve_does_not_limit_a_trainer_that_cannot_keep_to_a_share() -> None:
     assert Reserve(32).decide(snapshot(sm_total=0), 0).trainer_plans == {}
+
+
+@pytest.mark.parametrize(
+    ("num_sms", "trainer", "said"),
+    [
+        (124, {}, None),
+        (125, {}, "reserve:125 leaves vgg16 too few of 132 SMs: it is kept to 8, the least share; reserve 124 at most"),
+        (16, {"sm_total": 0, "work_ns": 1_000 * MS}, None),  # it may not have ended a step yet
+        (16, {"sm_total": 0, "work_ns": 60_000 * MS}, "no effect on vgg16: it cannot keep to a share of the SMs"),
+        (16, {"sm_total": 0, "device": "cpu"}, "reserve:16 has no effect on vgg16: a CPU has no SMs"),
+    ],
+)
+def test_reserve_says_where_fewer_sms_are_free_than_it_is_to_keep(
+    num_sms: int, trainer: dict[str, Any], said: str | None
+) -> None:
+    unmet = Reserve(num_sms).decide(snapshot(**trainer), 0).unmet
+    assert [said in words for words in unmet.values()] == [True] if said else unmet == {}
 
 
 @pytest.mark.parametrize("text", ["reserve", "reserve:", "reserve:0", "reserve:-8", "reserve:half"])

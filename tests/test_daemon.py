@@ -212,6 +212,29 @@ def test_a_share_that_isolates_nothing_is_told_once_per_job(caplog: pytest.LogCa
     assert len(shares_told(caplog)) == 2  # another job
 
 
+def unmet_told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message.partition(": ")[2] for message in caplog.messages if message.startswith("policy: ")]
+
+
+def test_what_a_trainer_cannot_have_of_the_policy_is_told_once_per_job(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("reserve:999")
+    domain.table.add_job(name="chat")
+    row = domain.table.add_job(name="cpu-vgg", priority="low")
+    big = domain.table.add_job(name="vgg16", priority="low", device="GPU-0", sm_total=132, mps=1)
+    for _ in range(3):
+        domain.tick()
+    assert [line.split(": ")[0] for line in unmet_told(caplog)] == [
+        "reserve:999 has no effect on cpu-vgg",
+        "reserve:999 leaves vgg16 too few of 132 SMs",
+    ]
+    assert domain.table.job(big).sm_count == 8
+    domain.table.release(row)
+    domain.tick()
+    domain.table.add_job(name="cpu-vgg", priority="low")
+    domain.tick()
+    assert len(unmet_told(caplog)) == 3  # another job
+
+
 def test_the_highest_floor_of_any_trainer_holds() -> None:
     table = MemoryTable()
     daemon = Daemon(table, policies.load("strict"), limits=Limits(max_hold_ns=3_000 * MS, floor=0.05))
