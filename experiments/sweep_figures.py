@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from herald.experiments import arrivals as arrivals_data
 from herald.experiments import sweeps
@@ -19,6 +19,30 @@ _MARKERS = {"timeslice": "s", "mps": "s", "mps-priority": "D", "mps-pct-25": "v"
 _RESERVES = {"reserve-16": "P", "reserve-32": "X"}
 _HERALD = "*"
 _FARTHEST = 10.0  # times the SLO or alone: what is beyond is drawn at the edge
+
+
+class Box(NamedTuple):
+    """A place in a panel, in shares of the panel's width and height."""
+
+    x: float
+    y: float
+    half_width: float
+    half_height: float
+
+    def meets(self, other: "Box") -> bool:
+        """Whether the two overlap."""
+        near = abs(self.x - other.x) < self.half_width + other.half_width
+        return near and abs(self.y - other.y) < self.half_height + other.half_height
+
+    def covers(self, x: float, y: float) -> bool:
+        """Whether the point is inside."""
+        return abs(self.x - x) < self.half_width and abs(self.y - y) < self.half_height
+
+
+_STAR = (0.03, 0.04)  # half of its width and of its height in a panel of the overview
+_MARKER = (0.02, 0.025)
+_LETTER = (0.008, 0.02)  # of a label's text
+_EDGES = (Box(-1, 0.5, 1, 1), Box(2, 0.5, 1, 1), Box(0.5, -1, 1, 1), Box(0.5, 2, 1, 1))
 
 
 def frontier(standing: Standing, path: Path) -> Path:
@@ -56,11 +80,12 @@ def overview(standings: Sequence[Standing], path: Path) -> Path:
         shown = _drawn(standing)
         for outcome, ratio in shown:
             _mark(ax, outcome, ratio)
-        _join(ax, [o for factor in standing.factors if (o := standing.controllers.get(factor)) is not None])
         for factor in standing.factors:
             ax.axvline(factor, color="#000000", linewidth=0.8, linestyle=":")
         low = _low(0.8, [ratio for _, ratio in shown])
         _finish(ax, standing, standing.name, "inference p99 / alone (dotted: SLOs)", low)
+        mine = [o for factor in standing.factors if (o := standing.controllers.get(factor)) is not None]
+        _join(ax, mine, shown)
     for line in axes:
         line[0].set_ylabel("training relative to alone")
     _legend(figure, panels)
@@ -137,7 +162,7 @@ def _mark(ax: "Axes", outcome: Outcome, x: float) -> None:
         yerr=[[relative.value - relative.low], [relative.high - relative.value]],
         marker=_HERALD if mine else _MARKERS.get(family, _RESERVES.get(family, "o")),
         markersize=15 if mine else 8,
-        markerfacecolor=_colour(outcome) if mine or not SETTINGS[outcome.setting].mps else "none",
+        markerfacecolor=_colour(outcome) if not SETTINGS[outcome.setting].mps else "none",
         markeredgewidth=1.6,
         color=_colour(outcome),
         linestyle="none",
@@ -146,18 +171,58 @@ def _mark(ax: "Axes", outcome: Outcome, x: float) -> None:
         label=SETTINGS[outcome.setting].label,
     )
     if x > _FARTHEST:
-        place = (_FARTHEST, relative.value)
-        ax.annotate(f"{x:.0f} \N{RIGHTWARDS ARROW}", place, textcoords="offset points", xytext=(-9, 8), fontsize=7)
+        beside = {"textcoords": "offset points", "xytext": (-8, 0), "ha": "right", "va": "center"}
+        _write(ax, f"{x:.0f} \N{RIGHTWARDS ARROW}", (_FARTHEST, relative.value), **beside)
 
 
-def _join(ax: "Axes", outcomes: Sequence[Outcome]) -> None:
-    found = [(o, o.p99_ratio, o.relative.value) for o in outcomes if o.p99_ratio and o.relative]
+def _join(ax: "Axes", outcomes: Sequence[Outcome], shown: Sequence[tuple[Outcome, float]]) -> None:
+    """A line through the outcomes and each one's SLO beside it, clear of what is shown. The axes' limits are set."""
+    found = [(o, (min(o.p99_ratio, _FARTHEST), o.relative.value)) for o in outcomes if o.p99_ratio and o.relative]
     if not found:
         return
-    places = [(min(ratio, _FARTHEST), training) for _, ratio, training in found]
-    ax.plot(*zip(*places, strict=True), color=_colour(outcomes[0]), linewidth=1, alpha=0.6)
-    for (outcome, _, _), place in zip(found, places, strict=True):
-        ax.annotate(f"{outcome.slo_factor:g}x", place, textcoords="offset points", xytext=(5, -13), fontsize=7)
+    ax.plot(*zip(*(place for _, place in found), strict=True), color=_colour(outcomes[0]), linewidth=1, alpha=0.6)
+
+    def box(place: tuple[float, float], half: tuple[float, float]) -> Box:
+        x, y = (ax.transScale + ax.transLimits).transform(place)
+        return Box(x, y, *half)
+
+    stars = [(f"{o.slo_factor:g}x", box(place, _STAR)) for o, place in found]
+    others = [box((min(x, _FARTHEST), o.relative.value), _MARKER) for o, x in shown if o.relative]
+    for text, label in placed(stars, others):
+        _write(ax, text, (label.x, label.y), xycoords="axes fraction", ha="center", va="center")
+
+
+def placed(stars: Sequence[tuple[str, Box]], others: Iterable[Box]) -> list[tuple[str, Box]]:
+    """A label for each star, one for those that hide each other, on the side where it meets the fewest of the rest."""
+    groups: list[list[tuple[str, Box]]] = []
+    for star in stars:
+        hidden = [group for group in groups if any(box.covers(*star[1][:2]) for _, box in group)]
+        groups = [*(group for group in groups if group not in hidden), [*chain.from_iterable(hidden), star]]
+    taken = [*_EDGES, *others, *(box for _, box in stars)]
+    labels = []
+    for group in groups:
+        text = ", ".join(name for name, _ in group)
+        sides = _beside([box for _, box in group], len(text) * _LETTER[0], _LETTER[1])
+        label = min(sides, key=lambda side: sum(map(side.meets, taken)))
+        taken.append(label)
+        labels.append((text, label))
+    return labels
+
+
+def _beside(boxes: Sequence[Box], half_width: float, half_height: float) -> list[Box]:
+    """Boxes of that size below, above, right and left of all those."""
+    left, right = min(b.x - b.half_width for b in boxes), max(b.x + b.half_width for b in boxes)
+    bottom, top = min(b.y - b.half_height for b in boxes), max(b.y + b.half_height for b in boxes)
+    x, y = (left + right) / 2, (bottom + top) / 2
+    places = ((x, bottom - half_height), (x, top + half_height), (right + half_width, y), (left - half_width, y))
+    return [Box(*place, half_width, half_height) for place in places]
+
+
+def _write(ax: "Axes", text: str, place: tuple[float, float], **style: Any) -> None:
+    """Small, with a white outline: to be read over whatever it covers."""
+    from matplotlib.patheffects import withStroke
+
+    ax.annotate(text, place, fontsize=7, zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")], **style)
 
 
 def _finish(ax: "Axes", standing: Standing, title: str, xlabel: str, low: float) -> None:
