@@ -18,6 +18,8 @@ from herald.scheduler.snapshot import Pace, Plan
 _FEWEST = 20  # as LearntTime in hooks/csrc/progress.hpp
 _DEFAULT_QUANTILE_PPM = 990_000
 _DONE_NS = 0.5  # less than that left is a rounding error
+_MEDIAN_PPM = 500_000
+_DRAIN_NS = 10_000_000  # what training may have queued, of the time behind a closed gate
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class Serving:
         self._wish: Wish | None = OPEN  # until its `again_ns`; None: to be worked out
         self._busy_since_ns = 0
         self._alone_done_ns = 0  # when the last request would have been done, had the service been alone
+        self._told_alone_done_ns = 0  # the same, as far as its agent can tell
         self._busy_ns = self._busy_open_ns = 0
         self._met_a_closed_gate = False  # the request at work
         self._held_ns = 0
@@ -155,7 +158,22 @@ class Serving:
         self._alone_done_ns = max(self._alone_done_ns, request.arrival_ns) + request.alone_ns
         alone_latency_ns = self._alone_done_ns - request.arrival_ns
         self.finished.append(Finished(request.arrival_ns, latency_ns, service_ns, alone_latency_ns))
+        closed_for_ns = 0 if self._hold_since_ns is None else now_ns - max(self._hold_since_ns, request.work_began_ns)
+        self._tell_alone(self.finished[-1], None if solo else closed_for_ns)
         self._count(self.finished[-1], solo=solo, beside=beside)
+
+    def _tell_alone(self, done: Finished, closed_for_ns: int | None) -> None:
+        """Its agent's clock of what would have come alone, which knows of a request beside training only its end:
+        ``closed_for_ns``; None of one that ran behind the closed gate all the while. See `AloneClock` in hooks/csrc.
+        """
+        if closed_for_ns is None:
+            alone_ns = done.service_ns
+        elif self._solo.ready:
+            alone_ns = max(self._solo.quantile_ns(_MEDIAN_PPM), closed_for_ns - _DRAIN_NS)
+        else:
+            return
+        done_ns = done.arrival_ns + done.latency_ns
+        self._told_alone_done_ns = min(done_ns, max(self._told_alone_done_ns, done.arrival_ns) + alone_ns)
 
     def _count(self, done: Finished, *, solo: bool, beside: bool) -> None:
         # A real row's service time counts from the begin, which here is the arrival.
@@ -173,7 +191,7 @@ class Serving:
             row.slo_met += 1
         else:
             row.slo_missed += 1
-            row.missed_anyway += done.alone_latency_ns > self.model.slo_ns
+            row.missed_anyway += self._told_alone_done_ns - done.arrival_ns > self.model.slo_ns
 
     # ---- the gate
 
