@@ -16,8 +16,13 @@ oscillate: after a disturbance a handful of misses reaches the strict plan, and 
 Behind a gate that closes at once nothing is lenient, and a miss is not charged: but for the backlog of a gate that was
 open before, until the service was idle. There is one leeway for all open modes: what the model does not know of the
 service (its bursts, its stalls) is the same in all of them.
+
+While a gate never closes, nobody sees what requests take behind a closed one: where the host has become slow, all that
+is late is charged to training. So such charges are settled once the gate was closed for some requests: if those took as
+long as the ones before beside training, closing is no remedy, and the leeway is what it was.
 """
 
+import math
 from dataclasses import dataclass, field
 
 DOWN = 1.0  # rungs, per miss
@@ -27,6 +32,8 @@ MOST_SHARE, LEAST_SHARE = 0.3, 0.1  # of what the target allows, for training
 SAFETY = 0.85  # of what the target allows, for all
 HALF_LIFE = 1_500  # requests
 FEWEST = 500  # requests: of fewer, one is no share
+HEARD = 50  # requests behind the closed gate, before what was charged to a gate that never closed is settled
+HARMLESS = 1.03  # times as long beside training: as the model has it (`queueing.on_grid`), closing gains nothing then
 
 
 @dataclass
@@ -49,12 +56,29 @@ class Share:
 
 
 @dataclass
+class Times:
+    """Service times of requests."""
+
+    requests: float = 0
+    total_ns: float = 0
+
+    def add(self, requests: int, total_ns: int, half_life: float = math.inf) -> None:
+        """So many requests more; those before count half after ``half_life`` requests."""
+        keep = 0.5 ** (requests / half_life)
+        self.requests = self.requests * keep + requests
+        self.total_ns = self.total_ns * keep + total_ns
+
+
+@dataclass
 class Account:
     """What came of the requests of one service under one SLO."""
 
     leeway: float = 0.0
     late_anyway: Share = field(default_factory=Share)  # would have been late alone, too
     lenient: bool = False  # the gate is open to requests, or was, and they are not all done
+    unsettled: float = 0.0  # rungs, charged to a gate that never closed
+    free: Times = field(default_factory=Times)  # of the last requests with such a gate
+    heard: Times = field(default_factory=Times)  # behind a closed one since the last charge
 
     def book(self, *, closed: bool, rested: bool, met: int, missed: int, anyway: int, target: float) -> None:
         """Requests that were done since the last look: ``anyway`` of the ``missed`` would have missed alone, too.
@@ -64,7 +88,28 @@ class Account:
         self.late_anyway.add(met + missed, anyway)
         self.lenient = not closed or (self.lenient and not rested)
         charged = max(0, missed - anyway) if self.lenient else 0
-        self.leeway = step(self.leeway, met=met, charged=charged, budget=budget(target, self.late_anyway.value))
+        before = self.leeway
+        self.leeway = step(before, met=met, charged=charged, budget=budget(target, self.late_anyway.value))
+        if charged and self.free.requests:
+            self.unsettled += max(0.0, before - self.leeway)
+            self.heard = Times()
+
+    def hear(self, *, free: bool, beside: tuple[int, int], solo: tuple[int, int]) -> None:
+        """Requests (and their times in ns) that ran beside training and behind a closed gate, from begin to end.
+
+        ``free``: the gate never closes. Only then are those beside it a fair sample: else long ones meet a close.
+        """
+        if free:
+            self.free.add(*beside, half_life=HEARD)
+        if not self.unsettled:
+            return
+        self.heard.add(*solo)
+        if self.heard.requests < HEARD:
+            return
+        mean_free, mean_heard = (times.total_ns / times.requests for times in (self.free, self.heard))
+        if mean_free <= HARMLESS * mean_heard:
+            self.leeway = min(MOST, self.leeway + self.unsettled)
+        self.unsettled, self.free, self.heard = 0.0, Times(), Times()
 
 
 def budget(target: float, anyway: float) -> float:

@@ -22,7 +22,18 @@ from itertools import pairwise
 from herald.job_view import JobView
 from herald.scheduler.feedback import Account
 from herald.scheduler.recent import Windows
-from herald.scheduler.snapshot import CLOSED, Decision, Evidence, JobKey, Memory, Mode, Service, Snapshot, Trainer
+from herald.scheduler.snapshot import (
+    CLOSED,
+    FREE_PLAN,
+    Decision,
+    Evidence,
+    JobKey,
+    Memory,
+    Mode,
+    Service,
+    Snapshot,
+    Trainer,
+)
 
 HALF_LIFE_NS = 60e9
 FORGET_NS = 300_000_000_000  # a mode that was not in use for so long is tried again: jobs have phases
@@ -166,6 +177,7 @@ class Observer:
         self._rates: dict[str, _Rate] = {}
         self._modes: dict[str, Mode] = {}  # by device
         self._mode_since_ns: dict[str, int] = {}
+        self._free: set[JobKey] = set()  # services whose gate never closes
         self._joined_ns: dict[str, int] = {}  # when a job last joined or left, by device
         self._last: Snapshot | None = None
         self._last_ns = 0
@@ -186,6 +198,7 @@ class Observer:
             if mode != self._modes.get(device):
                 self._mode_since_ns[device] = self._last_ns
         self._modes = dict(decision.modes)
+        self._free = {key for key, plan in decision.plans.items() if plan == FREE_PLAN}
 
     # ---- learning
 
@@ -211,13 +224,19 @@ class Observer:
     def _learn_service(self, was: Service, now: Service, elapsed_ns: int) -> None:
         alone = self._alone.setdefault(now.name, _TimeAlone())
         alone.add(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns, now)
-        self._accounts.setdefault(_promise(now), Account()).book(
+        account = self._accounts.setdefault(_promise(now), Account())
+        account.book(
             closed=self._modes.get(now.device, CLOSED).closed,
             rested=now.busy_ns - was.busy_ns < elapsed_ns,
             met=now.met - was.met,
             missed=now.missed - was.missed,
             anyway=now.missed_anyway - was.missed_anyway,
             target=now.target,
+        )
+        account.hear(
+            free=now.key in self._free,
+            beside=(now.beside_requests - was.beside_requests, now.beside_ns - was.beside_ns),
+            solo=(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns),
         )
         self._rates.setdefault(now.name, _Rate()).add(now.work_begun - was.work_begun, elapsed_ns)
 

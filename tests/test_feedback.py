@@ -100,3 +100,61 @@ def test_the_backlog_of_an_open_gate_is_charged_after_it_is_closed_until_the_ser
     book(account, met=0, missed=2, closed=True)
     book(account, met=0, missed=2, closed=True, rested=False)
     assert account.leeway == pytest.approx(-3.0, abs=0.1)
+
+
+# ---- what was charged to a gate that never closed
+
+
+def freely(account: Account, *, mean_ns: int = 10, missed: int = 0) -> None:
+    """100 requests with a gate that never closes."""
+    account.hear(free=True, beside=(100, 100 * mean_ns), solo=(0, 0))
+    book(account, met=0, missed=missed)
+
+
+def closed(account: Account, *, requests: int = feedback.HEARD, mean_ns: int = 10) -> None:
+    book(account, met=0, closed=True)
+    account.hear(free=False, beside=(0, 0), solo=(requests, requests * mean_ns))
+
+
+def test_where_requests_are_no_faster_behind_the_gate_training_is_acquitted() -> None:
+    account = Account()
+    freely(account, missed=5)
+    assert account.leeway == -5.0
+    closed(account, requests=feedback.HEARD - 1)
+    assert account.leeway == -5.0  # of fewer, nothing can be told
+    closed(account, requests=1)
+    assert account.leeway == 0.0
+
+
+def test_where_they_are_the_charge_stands() -> None:
+    account = Account()
+    freely(account, missed=5)
+    closed(account, mean_ns=8)
+    closed(account)  # that the host is as slow later is no news of then
+    assert account.leeway == -5.0
+
+
+def test_requests_behind_the_gate_from_before_a_charge_do_not_tell() -> None:
+    account = Account()
+    freely(account, missed=1)
+    closed(account, requests=40)
+    freely(account, missed=1)
+    closed(account, requests=40)
+    assert account.leeway == -2.0
+
+
+def test_what_a_gate_that_may_close_is_charged_with_stands() -> None:
+    """Long requests meet a close, so that those that do not are no fair sample."""
+    account = Account()
+    account.hear(free=False, beside=(100, 1000), solo=(0, 0))
+    book(account, met=0, missed=5)
+    closed(account)
+    assert account.leeway == -5.0
+
+
+def test_an_acquittal_gives_back_no_more_than_was_taken() -> None:
+    account = Account()
+    freely(account, missed=3 * round(-feedback.LEAST))
+    assert account.leeway == feedback.LEAST
+    closed(account)
+    assert account.leeway == 0.0
