@@ -168,6 +168,17 @@ class Comparison:
         return alone is None or alone.holds(criteria.ATTAINMENT)
 
 
+@dataclass(frozen=True)
+class Overall:
+    """One setting for everything: what comes of it at all points (a pair under a load at an SLO)."""
+
+    label: str
+    held: int  # points
+    points: int
+    training: float | None  # relative to alone, the mean over the points that it holds; None where it holds none
+    useful: float  # the same over all points, 0 where the SLO is missed
+
+
 def standings(rows: Sequence[Row], kind: str) -> list[Standing]:
     """One per pair and load, in the order in which they were first measured. Raises RowsError where rows contradict."""
     cases: dict[tuple[object, ...], list[Row]] = {}
@@ -211,6 +222,29 @@ def compare(standing: Standing) -> list[Comparison]:
             static, mps = (rival(standing, names, factor, herald) for names in (sweeps.STATICS, sweeps.PLAIN_MPS))
             found.append(Comparison(standing, factor, herald, static, mps))
     return found
+
+
+def overall(comparisons: Sequence[Comparison], names: Iterable[str]) -> list[Overall]:
+    """Of each of these settings that was measured at every point, and of Herald, which comes last."""
+    found = []
+    for name in names:
+        outcomes = [c.standing.outcome(name, c.factor) for c in comparisons]
+        if outcomes and (measured := [o for o in outcomes if o and o.relative]) and len(measured) == len(outcomes):
+            found.append(_overall(SETTINGS[name].label, measured, comparisons))
+    mine = [c.herald for c in comparisons if c.herald.relative]
+    if found and len(mine) == len(comparisons):
+        found.append(_overall("herald", mine, comparisons))
+    return found
+
+
+def _overall(label: str, outcomes: Sequence[Outcome], comparisons: Sequence[Comparison]) -> Overall:
+    training = [
+        outcome.relative.value
+        for outcome, c in zip(outcomes, comparisons, strict=True)
+        if outcome.relative and c.standing.holds(outcome, c.factor)
+    ]
+    mean = sum(training) / len(training) if training else None
+    return Overall(label, len(training), len(outcomes), mean, sum(training) / len(outcomes))
 
 
 def rival(standing: Standing, names: Iterable[str], factor: float, herald: Outcome) -> Rival | None:

@@ -16,6 +16,7 @@ from herald.experiments.sweep_analysis import (
     closest,
     compare,
     geometric_mean,
+    overall,
     standings,
 )
 
@@ -110,6 +111,28 @@ def _against(rival: Rival | None) -> tuple[str, str]:
     return ("", "") if rival is None else (str(rival), f"{rival.ratio:.2f}")
 
 
+def one_for_all(comparisons: Sequence[Comparison]) -> list[Grid]:
+    """What comes of a setting that is chosen once for all pairs and SLOs."""
+    found = overall(comparisons, sweeps.STATICS)
+    if len(comparisons) < 2 or not found:
+        return []
+    lines = tuple(
+        (o.label, f"{o.held} of {o.points}", "" if o.training is None else f"{o.training:.3f}", f"{o.useful:.3f}")
+        for o in found
+    )
+    return [
+        Grid(
+            title="One setting for all pairs and SLOs",
+            headings=("setting", "SLOs held", "train where held", "over all, 0 where missed"),
+            lines=lines,
+            notes=(
+                "train: relative to alone without MPS, means over pairs and SLOs",
+                "herald: under MPS where `mps_choice` says so",
+            ),
+        )
+    ]
+
+
 # Criteria -------------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +201,7 @@ def _gains(against: str, rivals: Sequence[Rival | None], least: float) -> list[C
 def frontier(mine: Sequence[Standing], _found: Sequence[Row], out: Path) -> Section:
     """Pairs x SLOs against every static setting."""
     comparisons = [comparison for standing in mine for comparison in compare(standing)]
-    grids = [grid(standing) for standing in mine] + points(comparisons)
+    grids = [*(grid(standing) for standing in mine), *points(comparisons), *one_for_all(comparisons)]
     drawn = [sweep_figures.frontier(s, out / f"frontier-{_slug(s)}.png") for s in mine if _drawable(s)]
     if overview := [s for s in mine if _drawable(s)]:
         drawn.append(sweep_figures.overview(overview, out / "frontier.png"))

@@ -249,6 +249,27 @@ def test_several_loads_of_a_pair_are_told_apart() -> None:
     assert only(frontier()).name == PAIR
 
 
+def test_one_setting_for_all_counts_what_it_holds_and_what_it_trains_there() -> None:
+    other = [{**r, **({"pair": "b+c"} if "pair" in r else {})} for r in frontier(mps_late=0)]
+    other = [{**r, "key": {**r["key"], "pair": "b+c"}} if "key" in r else r for r in other]
+    found = [*frontier(), *other]
+    comparisons = [
+        c for standing in sweep_analysis.standings(found, "frontier") for c in sweep_analysis.compare(standing)
+    ]
+    told = {o.label: o for o in sweep_analysis.overall(comparisons, sweeps.STATICS)}
+    assert [(o.held, o.points) for o in told.values()] == [(0, 4), (0, 4), (2, 4), (4, 4), (4, 4)]
+    assert list(told) == ["timeslice", "mps", "mps-pct-25", "strict", "herald"]
+    assert (told["timeslice"].training, told["timeslice"].useful) == (None, 0.0)
+    assert (told["mps-pct-25"].training, told["mps-pct-25"].useful) == pytest.approx((0.2, 0.1))
+    assert told["herald"].useful == pytest.approx(0.8)
+
+
+def test_a_setting_that_some_pair_lacks_is_not_compared_over_all() -> None:
+    without = [r for r in frontier() if r.get("key", {}).get("setting") != "mps"]
+    comparisons = sweep_analysis.compare(only(without))
+    assert "mps" not in [o.label for o in sweep_analysis.overall(comparisons, sweeps.STATICS)]
+
+
 def test_two_rows_of_one_run_are_refused() -> None:
     with pytest.raises(rows.RowsError, match=r"alone, repetition 0, with seed 0: .*--seed"):
         only([*frontier(), row("alone")])
