@@ -354,6 +354,14 @@ def test_a_trial_keeps_the_rule_of_slack() -> None:
 
 
 def test_nothing_is_tried_where_the_slo_leaves_no_slack() -> None:
-    decision = decide(Herald(), memory({}), slo_ns=55 * MS)
+    decision = decide(Herald(), memory({}), slo_ns=69 * MS)
     assert decision.modes == {GPU: CLOSED}
     assert decision.plans == {SERVICE: STRICT_PLAN}
+
+
+def test_where_a_closed_gate_does_not_hold_the_slo_either_there_is_nothing_to_lose_by_a_trial() -> None:
+    """But for a queue where contexts take turns."""
+    assert decide(Herald(), memory({}), slo_ns=55 * MS).modes == {GPU: OPEN}
+    assert decide(Herald(), memory({}), slo_ns=55 * MS, mps=False).modes == {GPU: CLOSED}
+    unlucky = memory({}, leeway={SERVICE: -2.0})
+    assert decide(Herald(), unlucky, slo_ns=55 * MS).modes == {GPU: CLOSED}

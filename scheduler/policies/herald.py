@@ -44,7 +44,7 @@ from herald.scheduler.snapshot import (
     TrainerPlan,
 )
 
-HOPED_INFLATION = 1.2  # where not even this would leave a request any slack, nothing is tried
+HOPED_INFLATION = 1.2  # where not even this would leave a request any slack, nothing is tried (`_has_slack`)
 HYSTERESIS = 1.05  # of a mode with a share: SMs change hands, and training's memory is warm for another stream
 KEPT = 1.01  # of one without
 WORTH_MORE = 0.97  # of what the open mode is worth: a share that comes near it leaves hope for a larger one
@@ -135,9 +135,17 @@ class Herald:
         if not self.time:
             return True, True
         lucky = not self.feedback or all(known.leeway >= UNLUCKY for known in services)
-        slack = [queueing.best_rung(known.queue(HOPED_INFLATION), known.target) > 0 for known in services]
+        slack = [self._has_slack(known) for known in services]
         shares = lucky and all(has or known.is_delayed for has, known in zip(slack, services, strict=True))
         return shares and all(slack), shares
+
+    @staticmethod
+    def _has_slack(known: KnownService) -> bool:
+        """For a trial; or nothing to lose by one, where even a closed gate is late with more than the target allows."""
+        if queueing.best_rung(known.queue(HOPED_INFLATION), known.target) > 0:
+            return True
+        # Without MPS contexts take turns, and a trial would leave a queue behind.
+        return known.mps and known.has_slo and queueing.play(known.queue(1.0), 0).late > 1 - known.target
 
     def _candidates(self, view: DeviceView) -> list[Mode]:
         if not self.laxity and not self.space:
