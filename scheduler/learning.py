@@ -177,7 +177,7 @@ class Observer:
         self._rates: dict[str, _Rate] = {}
         self._modes: dict[str, Mode] = {}  # by device
         self._mode_since_ns: dict[str, int] = {}
-        self._free: set[JobKey] = set()  # services whose gate never closes
+        self._free: set[str] = set()  # devices of which no service closes the gate
         self._joined_ns: dict[str, int] = {}  # when a job last joined or left, by device
         self._last: Snapshot | None = None
         self._last_ns = 0
@@ -198,7 +198,9 @@ class Observer:
             if mode != self._modes.get(device):
                 self._mode_since_ns[device] = self._last_ns
         self._modes = dict(decision.modes)
-        self._free = {key for key, plan in decision.plans.items() if plan == FREE_PLAN}
+        services = self._last.services if self._last else ()
+        closing = {s.device for s in services if decision.plans.get(s.key) != FREE_PLAN}
+        self._free = {s.device for s in services} - closing
 
     # ---- learning
 
@@ -213,6 +215,9 @@ class Observer:
             group = _group(after, device)
             if _keys(after, device) != _keys(before, device):
                 self._joined_ns[device] = now_ns
+                for service in after.services:
+                    if service.device == device and (account := self._accounts.get(_promise(service))):
+                        account.forget()
             settled = self._last_ns - self._mode_since_ns.get(device, 0) >= SETTLING_NS
             if settled and self._last_ns - self._joined_ns.get(device, 0) >= JOINING_NS:
                 pairs = [(services[s.key], s) for s in after.services if s.device == device and s.key in services]
@@ -234,7 +239,7 @@ class Observer:
             target=now.target,
         )
         account.hear(
-            free=now.key in self._free,
+            free=now.device in self._free and not now.in_steps,
             beside=(now.beside_requests - was.beside_requests, now.beside_ns - was.beside_ns),
             solo=(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns),
         )

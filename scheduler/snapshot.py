@@ -55,6 +55,7 @@ class Service:
     busy_open_ns: int = 0  # of it with the gate open
     slo_part: str = "latency"  # which promise slo_ns is: latency, ttft, tpot
     work_begun: int = 0  # what needs the device: requests, or steps of an engine
+    in_steps: bool = False  # it is an engine: times are those of steps, what is met and missed are requests
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,7 @@ def _service(job: JobView) -> Service:
         busy_open_ns=job.busy_open_ns,
         slo_part=part,
         work_begun=job.service.count if job.engine else job.requests_begun,
+        in_steps=bool(job.engine),
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from herald.fakes import FakeClock, MemoryTable, memory_table
 from herald.scheduler.learning import Observer
-from herald.scheduler.snapshot import CLOSED, OPEN, Decision, JobKey, Mode, Snapshot
+from herald.scheduler.snapshot import CLOSED, FREE_PLAN, OPEN, STRICT_PLAN, Decision, JobKey, Mode, Plan, Snapshot
 
 MS = 1_000_000
 GPU = "GPU-1"
@@ -169,6 +169,36 @@ def test_misses_are_booked_under_the_mode_and_the_slo_of_then(world: World) -> N
     world.table._rows[world.service].slo_ns = 100 * MS
     world.clock.advance(LOOK_NS)
     assert world.look().memory.leeway[key(world)] == 0
+
+
+def settled(world: World, *, plans: dict[JobKey, Plan] | None = None) -> float:
+    """The leeway after an open mode in which requests took what they take alone, five misses, and a closed gate."""
+    world.observer.decided(Decision(plans={key(world): FREE_PLAN} if plans is None else plans, modes={GPU: OPEN}))
+    for _ in range(20):
+        world._pass(busy_ns=MEAN_NS, beside_ns=MEAN_NS, work_ns=LOOK_NS)
+        world.look()
+    missed(world, 5)
+    world.alone(60)
+    return world.look().memory.leeway[key(world)]
+
+
+def test_what_is_charged_while_no_gate_closes_is_settled_behind_a_closed_one(world: World) -> None:
+    assert settled(world) > 0
+
+
+def test_it_is_not_where_another_service_of_the_device_closes_the_gate(world: World) -> None:
+    """Then only short requests meet no close."""
+    self_ = key(world)
+    other = world.table.add_job(name="other", priority="high", device=GPU, slo_ns=80 * MS)
+    world.look()
+    closing = JobKey(other, world.table._rows[other].generation)
+    assert settled(world, plans={self_: FREE_PLAN, closing: STRICT_PLAN}) < -4
+
+
+def test_it_is_not_for_an_engine(world: World) -> None:
+    """Whose times are those of steps, and whose misses are those of requests."""
+    world.table._rows[world.service].engine = 1
+    assert settled(world) < -4
 
 
 def test_a_mode_in_which_requests_are_faster_is_told_as_such(world: World) -> None:

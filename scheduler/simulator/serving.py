@@ -19,6 +19,7 @@ _FEWEST = 20  # as LearntTime in hooks/csrc/progress.hpp
 _DEFAULT_QUANTILE_PPM = 990_000
 _DONE_NS = 0.5  # less than that left is a rounding error
 _MEDIAN_PPM = 500_000
+_STALE = 512  # requests in a row that did not run alone: nothing is known of alone any more
 _DRAIN_NS = 10_000_000  # what training may have queued, of the time behind a closed gate
 
 
@@ -83,6 +84,8 @@ class Serving:
         self._busy_since_ns = 0
         self._alone_done_ns = 0  # when the last request would have been done, had the service been alone
         self._told_alone_done_ns = 0  # the same, as far as its agent can tell
+        self._told_alone = False  # whether it can, of the last request
+        self._not_solo = 0  # requests in a row
         self._busy_ns = self._busy_open_ns = 0
         self._met_a_closed_gate = False  # the request at work
         self._held_ns = 0
@@ -154,7 +157,7 @@ class Serving:
             self._open[0].work_began_ns = now_ns
         latency_ns, service_ns = now_ns - request.arrival_ns, now_ns - request.work_began_ns
         solo = self._hold_since_ns is not None and self._hold_since_ns <= request.work_began_ns
-        (self._solo if solo else self._beside).add(service_ns)
+        self._learn(service_ns, solo=solo)
         self._alone_done_ns = max(self._alone_done_ns, request.arrival_ns) + request.alone_ns
         alone_latency_ns = self._alone_done_ns - request.arrival_ns
         self.finished.append(Finished(request.arrival_ns, latency_ns, service_ns, alone_latency_ns))
@@ -162,16 +165,23 @@ class Serving:
         self._tell_alone(self.finished[-1], None if solo else closed_for_ns)
         self._count(self.finished[-1], solo=solo, beside=beside)
 
+    def _learn(self, service_ns: int, *, solo: bool) -> None:
+        (self._solo if solo else self._beside).add(service_ns)
+        self._not_solo = 0 if solo else self._not_solo + 1
+        if self._not_solo > _STALE:
+            self._solo = _Learnt()
+
     def _tell_alone(self, done: Finished, closed_for_ns: int | None) -> None:
         """Its agent's clock of what would have come alone, which knows of a request beside training only its end:
         ``closed_for_ns``; None of one that ran behind the closed gate all the while. See `AloneClock` in hooks/csrc.
         """
+        self._told_alone = closed_for_ns is None or self._solo.ready
+        if not self._told_alone:
+            return
         if closed_for_ns is None:
             alone_ns = done.service_ns
-        elif self._solo.ready:
-            alone_ns = max(self._solo.quantile_ns(_MEDIAN_PPM), closed_for_ns - _DRAIN_NS)
         else:
-            return
+            alone_ns = max(self._solo.quantile_ns(_MEDIAN_PPM), closed_for_ns - _DRAIN_NS)
         done_ns = done.arrival_ns + done.latency_ns
         self._told_alone_done_ns = min(done_ns, max(self._told_alone_done_ns, done.arrival_ns) + alone_ns)
 
@@ -191,7 +201,7 @@ class Serving:
             row.slo_met += 1
         else:
             row.slo_missed += 1
-            row.missed_anyway += self._told_alone_done_ns - done.arrival_ns > self.model.slo_ns
+            row.missed_anyway += self._told_alone and self._told_alone_done_ns - done.arrival_ns > self.model.slo_ns
 
     # ---- the gate
 
@@ -321,5 +331,4 @@ class Serving:
         row.busy_ns, row.busy_open_ns = self._busy_ns, self._busy_open_ns
         row.held_ns = self._held_ns
         row.hold_since_ns = self._hold_since_ns or 0
-        if self._solo.ready:
-            row.alone_ns = self._solo.quantile_ns(row.quantile_ppm or _DEFAULT_QUANTILE_PPM)
+        row.alone_ns = self._solo.quantile_ns(row.quantile_ppm or _DEFAULT_QUANTILE_PPM) if self._solo.ready else -1
