@@ -120,8 +120,12 @@ class DomainLock:
         return bool(native.table().herald_lock_held(self.fd, byte))
 
     def keep(self) -> None:
-        """From now until this process ends, the domain is in use even while there is neither job nor daemon."""
-        native.table().herald_lock(self.fd, layout.KEEPER_BYTE, 0)
+        """From now until this process ends, the domain is in use even while there is neither job nor daemon.
+
+        Raises TableError where another process keeps it.
+        """
+        if not native.table().herald_lock(self.fd, layout.KEEPER_BYTE, 0):
+            raise TableError(f"{self.path}: another process keeps this domain")
 
     def anyone_alive(self) -> bool:
         """Whether any other process has a job or the daemon in this domain, or keeps it."""

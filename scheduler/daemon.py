@@ -304,7 +304,7 @@ def _remove_if_empty(domain: str) -> None:
     try:
         Table.unlink(domain)
     except TableError:
-        log.info("left: domain %s goes on for its jobs, under the strict policy", domain)
+        log.info("left: domain %s is in use and goes on, under the strict policy", domain)
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -198,7 +198,7 @@ inline uint32_t bucket_of(int64_t ns) {
 // Bytes of the lock file (POSIX record locks, freed by the kernel at death, never inherited by fork).
 constexpr off_t kMembershipByte = 0;  // who creates, claims or resets
 constexpr off_t kFirstJobByte = 1;
-constexpr off_t kDaemonByte = 1 + kMaxJobs;
+constexpr off_t kDaemonByte = 1 + kMaxJobs;  // the one after it is taken, too: layout.KEEPER_BYTE
 
 inline bool lock_byte(int fd, off_t byte, bool wait) {
   struct flock lock {};

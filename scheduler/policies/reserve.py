@@ -11,7 +11,6 @@ from herald.errors import ConfigError
 from herald.scheduler.snapshot import FREE_PLAN, Decision, Snapshot, Trainer, TrainerPlan
 
 _GRAIN = 8  # SMs that a share is a multiple of (green contexts on an H100 or H200), and the least share
-_CERTAIN_NS = 30_000_000_000  # device time after which a trainer has ended a step, if it ends any that can be seen
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,10 @@ class Reserve:
         return TrainerPlan(sm_count=max(_GRAIN, rest))
 
     def _unmet(self, trainer: Trainer) -> str:
-        """Why this trainer leaves fewer SMs free than it should; "" where it does not, or nobody knows yet."""
+        """Why this trainer leaves fewer SMs free than it should; "" where it does not.
+
+        Nothing of one whose steps are not seen: nobody can tell it from one that has yet to begin.
+        """
         name = trainer.name
         if trainer.device == "cpu":
             return f"reserve:{self.num_sms} has no effect on {name}: a CPU has no SMs, and this policy closes no gate"
@@ -41,11 +43,6 @@ class Reserve:
             return (
                 f"reserve:{self.num_sms} leaves {name} too few of {trainer.sm_total} SMs: it is kept to {_GRAIN}, the "
                 f"least share; reserve {trainer.sm_total - _GRAIN} at most"
-            )
-        if not trainer.sm_total and trainer.work_ns > _CERTAIN_NS:
-            return (
-                f"reserve:{self.num_sms} has no effect on {name}: it cannot keep to a share of the SMs, which "
-                "takes a torch.optim optimizer, one stream for the loop, and a driver with green contexts"
             )
         return ""
 
