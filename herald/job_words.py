@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # Why an SLO cannot be held (layout.REASONS).
 WHY_INFEASIBLE = {
     "alone": "it is too slow alone",
-    "load": "its load is too high",
+    "load": "the load is too high, or the host too slow",
     "residual": "training runs on too long",
 }
 
@@ -40,6 +40,8 @@ def share(value: float | None) -> str:
 
 def why_infeasible(reason: str | None, part: str, needed_ns: int) -> str:
     """Which SLO cannot be held, and why if that is known."""
+    if reason == "load":  # each request could; so many cannot
+        return f"too many are late behind a closed gate, too: {WHY_INFEASIBLE[reason]}"
     because = f" ({WHY_INFEASIBLE[reason]})" if reason else ""
     return f"an SLO below {format_ns(needed_ns)}{OF_PART[part]} cannot be guaranteed{because}"
 

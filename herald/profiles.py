@@ -116,7 +116,7 @@ class Profile:
         try:
             profile = parse(text, cls)
         except FormatError as e:
-            raise ConfigError(f"profile = {str(path)!r} {e}") from e
+            raise ConfigError(f"profile = {str(path)!r} {e}") from None  # it is said whole
         for field, made_for, here in (("device", profile.device, device), ("torch", profile.torch, torch)):
             if here is not None and made_for != here:
                 raise ConfigError(

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from herald import config as config_file
 from herald.config import Config, JobConfig, did_you_mean
+from herald.durations import format_ns
 from herald.errors import AttachError, ConfigError
 from herald.hooks import devices, learned
 from herald.hooks.disabled import DisabledJob
 from herald.hooks.job import Job
 from herald.hooks.service import HighJob
 from herald.hooks.trainer import LowJob, relieved_stand_in
-from herald.job_view import JobView
 from herald.settings import NAME_BYTES, Settings, check_domain, check_name
 from herald.slo import NO_SLO, Slo, SloSpec
 from herald.table import Table
@@ -57,11 +57,12 @@ def attach(
     promised = _slo(slo, job, urgency)
     domain = check_domain(domain or file.domain or settings.domain)
     if settings.disabled:
-        return DisabledJob(name, urgency, JobView.empty(name, urgency))
+        return DisabledJob(name, urgency)
     _refuse_several_ranks(urgency)
     if file.jobs and name not in file.jobs:
         near = did_you_mean(name, tuple(file.jobs))
         _log.warning("job %r has no [jobs.%s] in %s%s: nothing said there holds for it", name, name, chosen, near)
+    _tell_overruled(file, job, urgency, promised)
     where = devices.resolve(device, model)
     if profile is not None:
         learned.load(profile, where.cuda_index, file.classes.light_percent)
@@ -91,6 +92,23 @@ def _slo(given: SloSpec | None, job: JobConfig, priority: str) -> Slo:
     if priority == "low":
         raise ConfigError(f"slo = {given!r}: a job of priority 'low' has no SLO; leave it out, or give priority='high'")
     return slo
+
+
+def _tell_overruled(file: Config, job: JobConfig, urgency: str, promised: Slo) -> None:
+    """Say where the call and the file contradict each other."""
+    told = "job %r: attach says %s = %s, [jobs.%s] in %s says %s: the call wins; correct one of them"
+    if job.priority not in (None, urgency):
+        _log.warning(told, job.name, "priority", repr(urgency), job.name, file.source, repr(job.priority))
+    if job.slo and job.slo != promised:
+        said = _slo_in_words(promised) if promised else f"none (priority {urgency!r})"
+        _log.warning(told, job.name, "slo", said, job.name, file.source, _slo_in_words(job.slo))
+
+
+def _slo_in_words(slo: Slo) -> str:
+    if not (slo.ttft_ns or slo.tpot_ns):
+        return format_ns(slo.latency_ns)
+    parts = (("latency", slo.latency_ns), ("ttft", slo.ttft_ns), ("tpot", slo.tpot_ns))
+    return f"{{{', '.join(f'{part}: {format_ns(ns)}' for part, ns in parts if ns)}}}"
 
 
 def _refuse_several_ranks(priority: str) -> None:

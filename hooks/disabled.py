@@ -12,13 +12,21 @@ from herald.job_view import JobView
 from herald.slo import SloSpec
 
 
+class DisabledView(JobView):
+    """A view of zeros; its words for people say why instead."""
+
+    @override
+    def __str__(self) -> str:
+        """That nothing is counted, and why; the repr has every field."""
+        return f"{self.name} (priority {self.priority})\n  Herald is disabled (HERALD_DISABLE=1): nothing is counted"
+
+
 class DisabledJob(Job):
     """The same calls, no effect."""
 
-    def __init__(self, name: str, priority: str, view: JobView) -> None:
+    def __init__(self, name: str, priority: str) -> None:
         self.priority = priority
         self._name = name
-        self._view = view
 
     @property
     @override
@@ -27,7 +35,7 @@ class DisabledJob(Job):
 
     @override
     def stats(self) -> JobView:
-        return self._view
+        return DisabledView.empty(self._name, self.priority)
 
     @override
     def detach(self) -> None:

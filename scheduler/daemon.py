@@ -182,19 +182,27 @@ class Daemon:
             if key.row in freed:
                 log.warning("reaped: %s, its process (pid %d) died", job.name, job.pid)
             else:
-                done = f"{job.requests_done} requests" if job.priority == "high" else f"{job.train_steps} steps"
-                log.info("left: %s after %s", job.name, done)
+                log.info("left: %s%s", job.name, _done_in_words(job))
         for key, job in jobs.items():
             if key not in self._known:
                 slo = f", SLO {format_ns(job.slo_ns)}" if job.slo_ns else ""
                 log.info("joined: %s (%s, %s%s, pid %d)", job.name, job.priority, job.device, slo, job.pid)
 
 
+def _done_in_words(job: JobView) -> str:
+    if job.priority == "high":
+        return f" after {job.requests_done} requests"
+    if job.train_steps:
+        return f" after {job.train_steps} steps"
+    predicted_ns = job.gated_ns + job.light_ns  # steps are counted only where SM shares are possible
+    return f" after {format_ns(predicted_ns)} of predicted device time" if predicted_ns else ""
+
+
 def infeasible_in_words(note: Infeasible) -> str:
     """Which SLO cannot be held, why, and what would be."""
     why = {
         "alone": "it takes longer even alone",
-        "load": "so many requests queue that they would miss it alone, too; it could be held at a lower load",
+        "load": "too many are late behind a closed gate, too; it could be held at a lower load, or on a faster host",
         "residual": "what runs on after the gate closes takes the rest",
     }[note.reason]
     could = "" if note.reason == "load" else f"; one of {format_ns(note.needed_ns)} could be held"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,47 @@ def test_the_config_speaks_where_the_code_is_silent(domain: str, tmp_path: Path)
         assert job.stats().slo_ns == 20_000_000
 
 
+@pytest.mark.usefixtures("domain")
+@pytest.mark.parametrize(
+    ("written", "given", "told"),
+    [
+        (
+            'priority = "high"\nslo = "500ms"',
+            {"priority": "low"},
+            ["priority = 'low', {file} says 'high'", "slo = none (priority 'low'), {file} says 500 ms"],
+        ),
+        ('priority = "low"', {"priority": "high", "slo": "5ms"}, ["priority = 'high', {file} says 'low'"]),
+        ('slo = "500ms"', {"priority": "high", "slo": "50ms"}, ["slo = 50 ms, {file} says 500 ms"]),
+        (
+            'slo = { ttft = "200ms", tpot = "30ms" }',
+            {"priority": "high", "slo": "50ms"},
+            ["slo = 50 ms, {file} says {{ttft: 200 ms, tpot: 30 ms}}"],
+        ),
+        ('priority = "high"\nslo = "500ms"', {"priority": "high", "slo": "0.5s"}, []),
+        ('priority = "high"\nslo = "500ms"', {}, []),
+        ("target = 0.9", {"priority": "high", "slo": "50ms"}, []),
+    ],
+)
+def test_what_the_call_overrules_in_the_config_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, written: str, given: dict[str, str], told: list[str]
+) -> None:
+    config = tmp_path / "herald.toml"
+    config.write_text(f"[jobs.chat]\n{written}\n")
+    herald.attach(name="chat", device="cpu", config=config, **given).detach()  # type: ignore[arg-type]
+    file = f"[jobs.chat] in {config}"
+    assert [message.split(": the call wins")[0] for message in caplog.messages if "the call wins" in message] == [
+        f"job 'chat': attach says {words.format(file=file)}" for words in told
+    ]
+
+
+def test_a_file_that_is_no_profile_is_one_error_without_a_chain(domain: str, tmp_path: Path) -> None:
+    file = tmp_path / "herald.toml"
+    file.write_text('policy = "herald"\n')
+    with pytest.raises(herald.ConfigError, match=r"herald\.toml' is not whole JSON") as caught:
+        herald.attach(priority="low", device="cpu", profile=file)
+    assert len("".join(traceback.format_exception(caught.value)).split("Traceback")) == 2
+
+
 def test_what_a_job_promises_and_is_promised_stands_in_its_row(domain: str, tmp_path: Path) -> None:
     config = tmp_path / "herald.toml"
     config.write_text('[jobs.llm]\nslo = { ttft = "200ms", tpot = "30ms" }\n[jobs.train]\nweight = 3\nfloor = 0.25\n')
@@ -133,6 +175,10 @@ def test_disabled_herald_has_the_same_calls_and_no_effect(domain: str, monkeypat
         request.end(tokens=3)
         job.queued(2)
     assert job.stats().requests_done == 0
+    assert str(job.stats()).splitlines() == [
+        "Linear (priority high)",
+        "  Herald is disabled (HERALD_DISABLE=1): nothing is counted",
+    ]
     assert domain not in herald.domains.domains()
     with pytest.raises(herald.ConfigError, match="slo"):  # still checked: the setting is wrong either way
         herald.attach(model, priority="high", slo="50")

@@ -146,6 +146,21 @@ def test_a_trainer_leaves_after_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[-1] == "left: vgg16 after 9 steps"
 
 
+@pytest.mark.parametrize(
+    ("books", "done"),
+    [({"gated_ns": 900 * MS, "light_ns": 100 * MS}, " after 1 s of predicted device time"), ({}, "")],
+)
+def test_a_trainer_whose_steps_nobody_counts_leaves_without_them(
+    caplog: pytest.LogCaptureFixture, books: dict[str, int], done: str
+) -> None:
+    domain = Domain("strict")
+    row = domain.table.add_job(name="vgg16", priority="low", **books)
+    domain.tick()
+    domain.table.release(row)
+    domain.tick()
+    assert caplog.messages[-1] == f"left: vgg16{done}"
+
+
 def test_the_dead_are_reaped_and_named(caplog: pytest.LogCaptureFixture) -> None:
     domain = Domain("strict")
     row = domain.table.add_job(name="vgg16", priority="low")

@@ -17,7 +17,8 @@ def test_a_service_in_words() -> None:
         "  requests: 200 done, 2 open",
         "  SLO met: 99.50% of requests, target 99.00%",
         "  latency: p50 30.7 ms, p99 30.7 ms, SLO 50 ms",
-        "  an SLO below 60 ms cannot be guaranteed (its load is too high)",
+        "  too many are late behind a closed gate, too: the load is too high, or the host",
+        "    too slow",
     ]
 
 
