@@ -14,6 +14,7 @@ from herald.experiments.options import (
     add_seed,
     add_time_limit,
     check_device,
+    check_file,
     check_least,
     check_pair,
     check_resume,
@@ -46,8 +47,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON, too")
     parser.add_argument("--slo", metavar="DURATION", help="as in 50ms; default: from the run alone")
     add_seed(parser)
-    add_out(parser)
-    parser.set_defaults(run=_demo)
+    add_out(parser, _demo)
 
 
 def _add_colocation(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +69,7 @@ def _add_colocation(parser: argparse.ArgumentParser) -> None:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="+", type=Path, metavar="ROWS", help="files of rows, or folders with them")
     parser.add_argument("--over", choices=("slo", "alone"), default="slo", help="what the figure's p99 is relative to")
-    add_out(parser)
-    parser.set_defaults(run=_report)
+    add_out(parser, _report)
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
@@ -81,6 +80,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     from herald.experiments import demo
 
+    if arguments.json is not None:
+        check_file("--json", arguments.json)
     options = demo.Options(
         device=resolved_device(arguments.device),
         seconds=arguments.seconds,

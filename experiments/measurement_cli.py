@@ -43,9 +43,8 @@ def add_parsers(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_hook_cost(parser: argparse.ArgumentParser) -> None:
-    add_out(parser)
+    add_out(parser, _hook_cost)
     add_commit(parser)
-    parser.set_defaults(run=_hook_cost)
 
 
 def _add_recorder(parser: argparse.ArgumentParser) -> None:

@@ -43,9 +43,15 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, data and arrivals (default: 0)")
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """--out."""
+def add_out(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    """--out, of a command that ``run`` carries out, once it is known that files can be written there."""
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="where files go (default: %(default)s)")
+
+    def checked(arguments: argparse.Namespace) -> int:
+        check_out(arguments.out)
+        return run(arguments)
+
+    parser.set_defaults(run=checked)
 
 
 def add_commit(parser: argparse.ArgumentParser) -> None:
@@ -56,17 +62,15 @@ def add_commit(parser: argparse.ArgumentParser) -> None:
 def add_rows_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     """--seed, --out and --commit, of a command that writes rows; ``run`` carries it out."""
     add_seed(parser)
-    add_out(parser)
+    add_out(parser, lambda arguments: _checked(run, arguments))
     add_commit(parser)
-    parser.set_defaults(run=lambda arguments: _checked(run, arguments))
 
 
 def _checked(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """``run``, if it will not fail at its end for want of a folder, or in its jobs and daemons at the environment."""
+    """``run``, if it will not fail in its jobs and daemons at the environment."""
     config.find()
     if Settings.from_env().disabled:
         raise ConfigError("HERALD_DISABLE = '1': every job would run without Herald, under its name; unset it")
-    check_out(arguments.out)
     check_least("--seed", arguments.seed, 0)
     return run(arguments)
 
@@ -151,11 +155,35 @@ def end_s(time_limit: str | None) -> float:
 
 def check_out(folder: Path) -> None:
     """Raises ConfigError where nothing can be written into the folder; it need not exist yet, and is not made."""
-    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    _check_folder(folder, "--out", folder)
+
+
+def check_file(option: str, file: Path) -> None:
+    """Raises ConfigError where the file cannot be written; it is neither made nor changed, nor is its folder."""
+    try:
+        if not file.exists():
+            _check_folder(file.parent, option, file)
+        elif file.is_file() or file.is_dir():  # and no pipe, which may wait for its reader
+            file.open("ab").close()
+    except OSError as error:
+        raise _cannot_be_written(option, file, error) from error
+
+
+def _check_folder(folder: Path, option: str, given: Path) -> None:
+    """By making it and removing it again, under another name: access rights do not tell of a file system's own."""
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise ConfigError(f"--out {folder}: {there} is not a folder; give another one")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {folder}: {there} cannot be written; give another folder")
+        raise ConfigError(f"{option} {given}: {there} is not a folder; give another one")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".herald-", dir=there) as probed:
+            (Path(probed) / whole.relative_to(there)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_written(option, given, error) from error
+
+
+def _cannot_be_written(option: str, given: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{option} {given}: cannot be written ({error.strerror}); give another {option}")
 
 
 def check_resume(path: Path, *, resume: bool) -> None:

@@ -21,6 +21,7 @@ from herald.experiments.sweep_runner import START_S, Log, measured
 from herald.experiments.trial import Terms
 
 KIND = "steps"
+REFERENCES = (SETTINGS["alone"], SETTINGS["train-alone"])
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Staircase:
     learn_s: float = 12.0
     policy: str = "herald"  # a family of settings
     profiles: Path | None = None
+
+    @property
+    def mps(self) -> bool:
+        """Whether Herald is measured under it: the loads change, so that there is none to choose for."""
+        return self.device == "cuda"
 
     @property
     def seconds(self) -> float:
@@ -61,6 +67,14 @@ class Staircase:
         """Strict and the policy, in an MPS state."""
         return [SETTINGS[f"{family}-mps" if mps else family] for family in ("herald-strict", self.policy)]
 
+    def __str__(self) -> str:
+        loads = f"{self.low:g}, {self.high:g}, {self.low:g}"
+        names = [setting.name for setting in (*REFERENCES, *self.under(mps=self.mps))]
+        return (
+            f"{self.pair}: how long a request takes alone; then load {loads} for {self.phase_s:g} s each: "
+            f"{', '.join(names)}"
+        )
+
 
 def run(case: Staircase, log: Log, *, start: Start, log_dir: Path) -> int:
     """Measure what a row says; returns the number of rows. Raises OutOfTime or WorkerError."""
@@ -70,18 +84,17 @@ def run(case: Staircase, log: Log, *, start: Start, log_dir: Path) -> int:
     def stage(*, mps: bool) -> Stage:
         return Stage(case.pair, device=case.device, seed=case.seed, mps=mps, start=start, log_dir=log_dir)
 
-    references = [SETTINGS["alone"], SETTINGS["train-alone"]]
+    log.say(str(case))
     with stage(mps=False) as without:
         with probing(case.pair.inference, case.device, case.seed, start) as probe:
-            without.prepare(references)
+            without.prepare(REFERENCES)
             service = service_times([probe])
         ascent = _Ascent(case, log, service)
-        mps = case.device == "cuda"  # the loads change, so that there is none to choose for
-        alone, _ = (ascent.measure(setting, without, None) for setting in references)
+        alone, _ = (ascent.measure(setting, without, None) for setting in REFERENCES)
         slo_ms = round(case.slo_factor * summary(alone["inference"]["latency_ms"], None)["p99_ms"], 3)
-        if not mps:
+        if not case.mps:
             ascent.judge(without, slo_ms, mps=False)
-    if mps:
+    if case.mps:
         with stage(mps=True) as under:
             ascent.judge(under, slo_ms, mps=True)
     return len(log.known) - num_before

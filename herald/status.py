@@ -183,7 +183,7 @@ def render(status: Status, console: Console) -> None:
 def _daemon_line(status: Status) -> str:
     daemon = status.daemon
     if daemon.state == "none":
-        return "none: jobs go on by the plans below" if status.jobs else "none"
+        return "none: jobs go on by the plans below" if any(job.plan for job in status.jobs) else "none"
     late = f", silent for {format_ns(daemon.beat_age_ns or 0)}" if daemon.state == "stale" else ""
     return f"{daemon.state}{late}: policy {daemon.policy}, pid {daemon.pid} on {daemon.host}"
 

@@ -247,6 +247,7 @@ def test_the_command_writes_rows_and_goes_on_where_it_stopped(tmp_path: Path) ->
     ("words", "message"),
     [
         (["--device", "cpu", "--mps", "on"], "MPS is for GPUs"),
+        (["--out", "/proc/x/c.json"], "--out /proc/x/c.json: cannot be written ("),
         (["--device", "cpu", "--seconds-per-op", "0"], "more than 0"),
         (["--device", "cpu", "--limit", "soon"], "--limit"),
     ],

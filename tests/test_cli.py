@@ -163,6 +163,14 @@ def test_status_numbers() -> None:
     assert vgg.plan is None
 
 
+def test_without_a_daemon_only_plans_that_are_there_are_spoken_of() -> None:
+    assert "daemon   none: jobs go on by the plans below\n" in render(status.status_of(busy_table(), 0))
+    trainer = MemoryTable("prod")
+    trainer.add_job(name="vgg16", priority="low")
+    for table in (trainer, MemoryTable("prod")):
+        assert "daemon   none\n" in render(status.status_of(table, 0))
+
+
 def test_status_reads_well_at_80_columns() -> None:
     said = render(status.status_of(busy_table(), 0))
     assert max(len(line) for line in said.splitlines()) <= 80

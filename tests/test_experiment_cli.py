@@ -1,11 +1,13 @@
 """`herald demo` and `herald experiment`: what the words become, and what is refused before anything starts."""
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from herald.cli import main
 from herald.driver import NoDriverError
@@ -26,11 +28,14 @@ from herald.experiments import (
     recorder_overhead,
     rows,
     runner,
+    steps,
     verdicts,
 )
+from herald.experiments.crew import Pair
 from herald.experiments.domain import PrivateDomain
 from herald.experiments.plan import Colocation
-from herald.experiments.process import Worker
+from herald.experiments.process import Launch, Worker, WorkerError
+from herald.experiments.sweep_runner import Log
 from herald.scheduler import policies
 
 MEASUREMENTS = (
@@ -168,6 +173,65 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_starts(
     assert main(["experiment", *words, "--out", str(file / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--out {file / 'out'}: {file} is not a folder" in line
+
+
+WRITING = (
+    ["demo", "--device", "cpu"],
+    ["experiment", "colocation", "--pair", PAIR, "--device", "cpu"],
+    ["experiment", "report", "rows.jsonl"],
+    *(["experiment", *words] for words in EVERY_NEW_COMMAND),
+    *(["experiment", module.KIND.name] for module in MEASUREMENTS),
+)
+
+
+@pytest.mark.parametrize("words", WRITING, ids=" ".join)
+def test_a_file_system_that_takes_no_files_is_found_before_anything_starts(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "__init__", pytest.fail)
+    monkeypatch.setattr(demo, "run", pytest.fail)
+    monkeypatch.setattr(hook_cost, "run", pytest.fail)
+    assert main([*words, "--out", "/proc/zz"]) == 2  # access rights do not tell
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("herald: error: --out /proc/zz: cannot be written (")
+    assert line.endswith("; give another --out")
+
+
+def test_a_json_file_that_cannot_be_written_is_found_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "run", pytest.fail)
+    out = tmp_path / "out"
+    for file in (Path("/proc/x/y"), tmp_path, tmp_path / ("x" * 300) / "y"):
+        assert main(["demo", "--device", "cpu", "--out", str(out), "--json", str(file)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--json {file}: cannot be written (" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_looking_whether_a_file_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "kept"
+    file.write_text("kept")
+    options.check_file("--json", file)
+    options.check_file("--json", tmp_path / "new" / "file")
+    options.check_out(tmp_path / "new" / "folder")
+    assert file.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_steps_say_what_is_measured_before_a_process_starts(tmp_path: Path) -> None:
+    def start(launch: Launch) -> Worker:
+        raise WorkerError(launch.name)
+
+    case = steps.Staircase(Pair.parse(PAIR), "cpu", seed=0)
+    said = io.StringIO()
+    log = Log.open(tmp_path / "rows", commit="abc", console=Console(file=said))
+    with pytest.raises(WorkerError):
+        steps.run(case, log, start=start, log_dir=tmp_path)
+    assert said.getvalue() == (
+        f"{PAIR}: how long a request takes alone; then load 0.1, 0.7, 0.1 for 12 s each: "
+        "alone, train-alone, herald-strict, herald\n"
+    )
 
 
 @pytest.mark.parametrize("words", EVERY_NEW_COMMAND, ids=lambda words: words[0])

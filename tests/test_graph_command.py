@@ -47,9 +47,10 @@ def test_it_prints_a_summary_and_writes_everything_beside_the_profile(
     assert all((vgg.parent / name).read_bytes().startswith(PNG) for name in names if name.endswith("png"))
 
 
-def test_the_files_go_where_one_says(vgg: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--out", "-o"])
+def test_the_files_go_where_one_says(option: str, vgg: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    assert run(vgg, "--out", out, "--no-picture") == 0
+    assert run(vgg, option, out, "--no-picture") == 0
     assert sorted(path.name for path in out.iterdir()) == ["vgg16.graph.json", "vgg16.graphml"]
 
 

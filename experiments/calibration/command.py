@@ -48,7 +48,9 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 def run(arguments: argparse.Namespace) -> int:
     """Measure what is missing in the rows, then fit the rule to all of them."""
     from herald.experiments import rows
+    from herald.experiments.options import check_file
 
+    check_file("--out", arguments.out)
     if arguments.fit_only:
         _fit(rows.of_kind(rows.read_all(arguments.fit_only), KIND), arguments)
         return 0

@@ -35,7 +35,7 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "NAME.graphml, NAME.graph.json, NAME.timeline.png (one iteration over time), NAME.modules.png (the graph).",
     )
     parser.add_argument("profile", type=Path, help="made by `herald profile`; or a NAME.graph.json, to look at again")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: beside the profile")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to write; default: beside the profile")
     parser.add_argument("--no-picture", action="store_true", help="write no PNGs")
     parser.set_defaults(run=_main)
 
