@@ -66,6 +66,15 @@ def test_the_verdict_is_one_sentence_with_the_numbers() -> None:
     said = demo.verdict(MADE)
     assert "3.0x" in said
     assert "1.11x, 99.0% of requests met the SLO, and training ran at 60%" in said
+    assert "run it again" not in said
+
+
+def test_runs_alone_that_something_disturbed_are_not_praised_as_herald_s_work() -> None:
+    slow_alone = outcome(
+        {"alone": [30.0] * 100, "shared": [40.0] * 100, "herald": [11.0] * 100},
+        {"alone": 100, "shared": 80, "herald": 60},
+    )
+    assert "disturbed by something else on this machine: run it again" in demo.verdict(slow_alone)
 
 
 def test_the_load_is_the_share_of_the_time_in_which_the_service_works() -> None:
