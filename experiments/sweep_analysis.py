@@ -40,6 +40,7 @@ class Outcome:
     steps_per_s: float | None = None  # median over repetitions
     rates: Mapping[_Run, float] = field(default_factory=dict)  # steps/s
     relative: Spread | None = None  # to training alone without MPS: median, least and most over repetitions
+    over_idle: float | None = None  # that over 1 - load, each repetition by its own load: the median
 
     @property
     def label(self) -> str:
@@ -324,7 +325,7 @@ def _standing(rows: Sequence[Row], *, services: Sequence[Row], told_p99_ms: Mapp
         device=key["device"],
         rate_hz=rate_hz,
         num_runs=len(seeds),
-        load=float(np.mean([r["inference"]["busy_s"] / key["seconds"] for r in alone.values()])) if alone else None,
+        load=float(np.mean([_load(row) for row in alone.values()])) if alone else None,
         service=service,
         factors=factors,
         outcomes=tuple(sorted(outcomes, key=lambda o: (order[o.setting], o.slo_factor or 0))),
@@ -414,14 +415,25 @@ def _relative(
         ratios = [ms / p99_ms[seed] for (seed, _), row in both.items() for ms in row["inference"]["latency_ms"]]
         outcome = replace(outcome, p99_ratio=float(np.percentile(ratios, 99)))
     if outcome.steps_per_s is not None:
-        ratios = [
-            row["training"]["steps_per_s"] / trainer[run]["training"]["steps_per_s"]
+        relative = {
+            run: row["training"]["steps_per_s"] / trainer[run]["training"]["steps_per_s"]
             for run, row in runs.items()
             if run in trainer
-        ]
-        if ratios:
-            outcome = replace(outcome, relative=Spread(float(np.median(ratios)), min(ratios), max(ratios)))
+        }
+        if relative:
+            low, high = min(relative.values()), max(relative.values())
+            outcome = replace(outcome, relative=Spread(float(np.median(list(relative.values()))), low, high))
+        # A median over repetitions of one thing over a mean of another would compare different repetitions.
+        rooms = {run: 1 - _load(row) for run, row in alone.items()}
+        shares = [value / rooms[run] for run, value in relative.items() if rooms.get(run, 0) > 0]
+        if shares:
+            outcome = replace(outcome, over_idle=float(np.median(shares)))
     return outcome
+
+
+def _load(alone: Row) -> float:
+    """Busy share of a service alone."""
+    return float(alone["inference"]["busy_s"] / alone["key"]["seconds"])
 
 
 def _p99_ms(rows: Iterable[Row]) -> float:

@@ -165,25 +165,21 @@ def _of_point(c: Comparison) -> list[Criterion]:
 
 def _of_kind(c: Comparison) -> list[Criterion]:
     """What a service asks for that is bound by the device, or by its launches."""
-    standing, relative = c.standing, c.herald.relative
-    if standing.load is None or standing.service is None or relative is None or c.herald.p99_ratio is None:
+    standing, share = c.standing, c.herald.over_idle
+    if standing.load is None or standing.service is None or share is None or c.herald.p99_ratio is None:
         return []
-    room, busy_share = 1 - standing.load, standing.service["busy_share"]
+    room = f"1 - load = {1 - standing.load:.3f} in the mean, each repetition by its own"
+    busy_share = standing.service["busy_share"]
     if busy_share >= GPU_BOUND_SHARE and c.factor == min(standing.factors):
-        share = criteria.TRAINING_SHARE * room
+        what = f"{c.title}, GPU-bound: training / (1 - load)"
         return [
             criteria.at_most(f"{c.title}, GPU-bound: p99 / alone", c.herald.p99_ratio, criteria.P99_RATIO),
-            criteria.at_least(f"{c.title}, GPU-bound: training / alone", relative.value, share, detail=_room(room)),
+            criteria.at_least(what, share, criteria.TRAINING_SHARE, detail=room),
         ]
     if busy_share < GPU_BOUND_SHARE and c.factor == criteria.LAUNCH_BOUND_FACTOR:
-        gain = relative.value / room
         what = f"{c.title}, launch-bound: training / (1 - load)"
-        return [criteria.at_least(what, gain, criteria.LAUNCH_BOUND_GAIN, detail=_room(room))]
+        return [criteria.at_least(what, share, criteria.LAUNCH_BOUND_GAIN, detail=room)]
     return []
-
-
-def _room(room: float) -> str:
-    return f"1 - load = {room:.3f}"
 
 
 def _gains(against: str, rivals: Sequence[Rival | None], least: float) -> list[Criterion]:

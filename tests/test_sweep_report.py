@@ -327,6 +327,19 @@ def test_a_launch_bound_service_is_to_leave_more_than_its_idle_time() -> None:
     assert [passed for what, passed in told.items() if "launch-bound" in what] == [False]  # 0.8 / 0.6
 
 
+def test_the_idle_time_that_training_has_is_that_of_the_same_repetition() -> None:
+    """A median of training over a mean of loads would compare the one repetition with all."""
+    found = references()
+    for repetition, load in enumerate((0.1, 0.5, 0.5)):
+        alone = row("alone", repetition=repetition)
+        alone["inference"]["busy_s"] = load * SECONDS
+        mine = row("herald", factor=1.1, steps_per_s=10 * (1 - load), repetition=repetition)
+        found += [alone, mine, row("train-alone", steps_per_s=10.0, repetition=repetition)]
+    herald = first(found).herald
+    assert herald.relative is not None and herald.relative.value == pytest.approx(0.5)
+    assert herald.over_idle == pytest.approx(1.0)
+
+
 def test_ablations_are_relative_to_the_whole(tmp_path: Path) -> None:
     parts = [row("herald-no-space-mps", factor=1.1, steps_per_s=6.0, kind="ablation")]
     found = [made | {"kind": "ablation"} if made["kind"] == "frontier" else made for made in frontier()]
