@@ -18,6 +18,7 @@ from herald.experiments.worker import IDLE_FLAG
 
 _LOG_TAIL_LINES = 15
 _QUIT_TIMEOUT_S = 10.0
+_BUSY_TIMEOUT_S = 0.5  # of one amid a command, which it would finish before it sees the end of its input
 _TERM_TIMEOUT_S = 5.0
 
 _Key = TypeVar("_Key")
@@ -80,6 +81,7 @@ class Worker:
                 process_group=0,
             )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._unanswered = 0  # commands
         threading.Thread(target=self._read, daemon=True).start()
 
     @property
@@ -95,6 +97,7 @@ class Worker:
             self._process.stdin.flush()
         except OSError as error:
             raise self._error(f"cannot be told to {do}: {error}") from error
+        self._unanswered += 1
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
         """The answer to the oldest unanswered command. Raises WorkerError."""
@@ -104,6 +107,7 @@ class Worker:
             raise NoAnswer(self._described(f"gave no answer within {timeout_s:g} s")) from None
         if line is None:
             raise self._error(f"ended with exit status {self._process.wait(_TERM_TIMEOUT_S)}")
+        self._unanswered -= 1
         answer = json.loads(line)
         if "error" in answer:
             raise self._error(f"failed with {answer['kind']}: {answer['error']}")
@@ -125,7 +129,8 @@ class Worker:
         assert self._process.stdin is not None
         with suppress(OSError):  # it has ended already
             self._process.stdin.close()
-        for timeout_s, harder in ((_QUIT_TIMEOUT_S, self._process.terminate), (_TERM_TIMEOUT_S, self._process.kill)):
+        quit_s = _BUSY_TIMEOUT_S if self._unanswered > 0 else _QUIT_TIMEOUT_S
+        for timeout_s, harder in ((quit_s, self._process.terminate), (_TERM_TIMEOUT_S, self._process.kill)):
             try:
                 self._process.wait(timeout_s)
                 return
