@@ -8,17 +8,8 @@ from herald.experiments.criteria import Criterion
 from herald.experiments.report_page import Grid, Section
 from herald.experiments.rows import Row
 from herald.experiments.shares import Share, percent
-from herald.experiments.sweep_analysis import (
-    Comparison,
-    Outcome,
-    Rival,
-    Standing,
-    closest,
-    compare,
-    geometric_mean,
-    overall,
-    standings,
-)
+from herald.experiments.sweep_analysis import Outcome, Standing, standings
+from herald.experiments.sweep_comparison import Comparison, Rival, closest, compare, geometric_mean, overall
 
 GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
 MOST_INTERVALS = 3  # in a line of 80 columns

@@ -65,8 +65,7 @@ class Daemon:
         self._watch = watch  # looks at the table at every tick, too
         self._known: dict[JobKey, JobView] = {}
         self._modes: dict[str, Mode] = {}
-        self._idle_shares: set[JobKey] = set()  # of whose share that isolates nothing was told
-        self._unmet: dict[JobKey, str] = {}  # what was told of what a job cannot have
+        self._warned: dict[JobKey, set[str]] = {}  # of each job, what is said of it once
 
     def tick(self, now_ns: int) -> None:
         """Beat, reap, decide, publish what changed."""
@@ -77,8 +76,7 @@ class Daemon:
         self._log_membership(jobs, freed)
         self._keep_floors(jobs.values())
         self._known = jobs
-        self._idle_shares &= jobs.keys()
-        self._unmet = {key: words for key, words in self._unmet.items() if key in jobs}
+        self._warned = {key: said for key, said in self._warned.items() if key in jobs}
         snapshot = self._observer.observe(jobs.values(), now_ns)
         self.decision = self._policy.decide(snapshot, now_ns)
         self._observer.decided(self.decision)
@@ -149,22 +147,22 @@ class Daemon:
         )
 
     def _tell_of_idle_share(self, key: JobKey, job: JobView, sm_count: int) -> None:
-        if key in self._idle_shares:
-            return
-        self._idle_shares.add(key)
-        log.warning(
-            "share: %s is kept to %d of %d SMs but runs without MPS, where processes take turns on the whole GPU: "
-            "nobody gets the SMs kept free; set mps.enabled = true and start all jobs by `herald run`",
-            job.name,
-            sm_count,
-            job.sm_total,
+        self._warn_once(
+            key,
+            f"share: {job.name} is kept to {sm_count} of {job.sm_total} SMs but runs without MPS, where processes take "
+            "turns on the whole GPU: nobody gets the SMs kept free; set mps.enabled = true and start all jobs by "
+            "`herald run`",
         )
 
     def _tell_unmet(self, decision: Decision) -> None:
         for key, words in decision.unmet.items():
-            if self._unmet.get(key) != words:
-                self._unmet[key] = words
-                log.warning("policy: %s", words)
+            self._warn_once(key, f"policy: {words}")
+
+    def _warn_once(self, key: JobKey, words: str) -> None:
+        said = self._warned.setdefault(key, set())
+        if words not in said:
+            said.add(words)
+            log.warning("%s", words)
 
     def _log_modes(self, decision: Decision, memory: Memory) -> None:
         for device, mode in decision.modes.items():

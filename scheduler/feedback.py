@@ -27,6 +27,8 @@ in a quarter of cases, about 1.2 x in 9 %.
 import math
 from dataclasses import dataclass, field
 
+from herald.scheduler.fading import FadingSum
+
 DOWN = 1.0  # rungs, per miss
 MOST = 1.0  # from here on the model is taken to be too careful
 LEAST = -20.0  # twice as far as from the highest rung to the lowest: most bursts are paid for in full
@@ -41,69 +43,36 @@ HARMLESS = 1.03  # times as long beside training: as the model has it (`queueing
 
 
 @dataclass
-class Share:
-    """A share of the last requests."""
-
-    requests: float = 0
-    counted: float = 0
-
-    def add(self, requests: int, counted: int) -> None:
-        """So many requests more, of which some count."""
-        keep = 0.5 ** (requests / HALF_LIFE)
-        self.requests = self.requests * keep + requests
-        self.counted = self.counted * keep + counted
-
-    @property
-    def value(self) -> float:
-        """0 to 1."""
-        return self.counted / max(self.requests, FEWEST)
-
-
-@dataclass
-class Times:
-    """Service times of requests."""
-
-    requests: float = 0
-    total_ns: float = 0
-
-    def add(self, requests: int, total_ns: int, half_life: float = math.inf) -> None:
-        """So many requests more; those before count half after ``half_life`` requests."""
-        keep = 0.5 ** (requests / half_life)
-        self.requests = self.requests * keep + requests
-        self.total_ns = self.total_ns * keep + total_ns
-
-    @property
-    def mean_ns(self) -> float:
-        """0 of none."""
-        return self.total_ns / max(self.requests, 1.0)
-
-
-@dataclass
 class Account:
     """What came of the requests of one service under one SLO."""
 
     leeway: float = 0.0
-    late_anyway: Share = field(default_factory=Share)  # would have been late alone, too
+    late_anyway: FadingSum = field(default_factory=FadingSum)  # requests that would have been late alone, too
     lenient: bool = False  # the gate is open to requests, or was, and they are not all done
     unsettled: float = 0.0  # rungs that were charged lately to a gate that never closed, or since
-    beside: Times = field(default_factory=Times)  # of the last requests with such a gate
+    beside: FadingSum = field(default_factory=FadingSum)  # service times of the last requests with such a gate
     since: int = 0  # requests done since then
-    heard: Times = field(default_factory=Times)  # behind a closed one since the last such charge
+    heard: FadingSum = field(default_factory=FadingSum)  # and behind a closed one since the last such charge
+
+    @property
+    def share_late_anyway(self) -> float:
+        """0 to 1, of at least FEWEST requests."""
+        return self.late_anyway.total / max(self.late_anyway.requests, FEWEST)
 
     def book(self, *, closed: bool, rested: bool, met: int, missed: int, anyway: int, target: float) -> None:
         """Requests that were done since the last look: ``anyway`` of the ``missed`` would have missed alone, too.
 
         ``closed``: the gate closes at once. ``rested``: for a moment, no request was open.
         """
-        self.late_anyway.add(met + missed, anyway)
+        self.late_anyway.add(met + missed, anyway, HALF_LIFE)
         self.lenient = not closed or (self.lenient and not rested)
         charged = max(0, missed - anyway) if self.lenient else 0
         before = self.leeway
-        self.leeway = step(before, met=met, charged=charged, budget=budget(target, self.late_anyway.value))
+        self.leeway = step(before, met=met, charged=charged, budget=budget(target, self.share_late_anyway))
         self.since += met + missed
         if charged and self.beside.requests:
             self.unsettled += max(0.0, before - self.leeway)
-            self.heard = Times()
+            self.heard = FadingSum()
 
     def hear(self, *, free: bool, beside: tuple[int, int], solo: tuple[int, int]) -> None:
         """Requests (and their times in ns) that ran beside training and behind a closed gate, from begin to end.
@@ -113,20 +82,20 @@ class Account:
         """
         if free:
             self.since = 0
-            self.beside.add(*beside, half_life=LATELY)
+            self.beside.add(*beside, LATELY)
             self.unsettled *= 0.5 ** (beside[0] / LATELY)
         elif self.unsettled < DOWN / 2 or self.since > OLD:
             self.forget()
         self.heard.add(*solo)
         if self.heard.requests < HEARD or not self.unsettled:
             return
-        if 0 < self.beside.mean_ns <= HARMLESS * self.heard.mean_ns:
+        if (self.beside.mean or math.inf) <= HARMLESS * (self.heard.mean or 0.0):
             self.leeway = min(MOST, self.leeway + self.unsettled)
         self.forget()
 
     def forget(self) -> None:
         """What is unsettled stands: it is settled or old, or the jobs of the device are others now."""
-        self.unsettled, self.beside, self.heard = 0.0, Times(), Times()
+        self.unsettled, self.beside, self.heard = 0.0, FadingSum(), FadingSum()
 
 
 def budget(target: float, anyway: float) -> float:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from herald.job_view import JobView
+from herald.scheduler.fading import FadingSum
 from herald.scheduler.feedback import Account
 from herald.scheduler.recent import Windows
 from herald.scheduler.snapshot import (
@@ -47,23 +48,16 @@ LONGEST_LOOK_NS = 2_000_000_000  # a look after a longer pause is about no mode 
 
 @dataclass
 class _TimeAlone:
-    requests: float = 0
-    total_ns: float = 0
+    times_ns: FadingSum = field(default_factory=FadingSum)
     high_ns: int | None = None  # the agent's high quantile
     high_is_asked: bool = False  # it is of the quantile that a plan asked for, not of the agent's own choice
 
     def add(self, requests: int, total_ns: int, seen: Service) -> None:
-        keep = 0.5 ** (requests / 500)  # services change, too
-        self.requests = self.requests * keep + requests
-        self.total_ns = self.total_ns * keep + total_ns
+        self.times_ns.add(requests, total_ns, half_life=500)  # services change, too
         # Plans without a pace ask for no quantile. Were the agent's own taken then, a policy that goes from one kind of
         # plan to the other by what it knows would know something else after it, and go back, tick by tick.
         if seen.alone_ns is not None and (seen.alone_is_asked or not self.high_is_asked):
             self.high_ns, self.high_is_asked = seen.alone_ns, seen.alone_is_asked
-
-    @property
-    def mean_ns(self) -> float | None:
-        return self.total_ns / self.requests if self.requests else None
 
 
 @dataclass
@@ -278,7 +272,7 @@ class Observer:
 
     def _memory(self, snapshot: Snapshot) -> Memory:
         alone = {s.key: self._alone[s.name] for s in snapshot.services if s.name in self._alone}
-        mean_ns = {key: known.mean_ns for key, known in alone.items() if known.mean_ns is not None}
+        mean_ns = {key: mean for key, known in alone.items() if (mean := known.times_ns.mean) is not None}
         return Memory(
             evidence=self._evidence(snapshot, mean_ns),
             mode=dict(self._modes),
@@ -290,7 +284,7 @@ class Observer:
             },
             alone_mean_ns=mean_ns,
             alone_high_ns={key: known.high_ns for key, known in alone.items() if known.high_ns is not None},
-            alone_requests={key: known.requests for key, known in alone.items()},
+            alone_requests={key: known.times_ns.requests for key, known in alone.items()},
         )
 
     def _evidence(self, snapshot: Snapshot, mean_ns: Mapping[JobKey, float]) -> dict[tuple[str, Mode], Evidence]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,11 +101,11 @@ def test_the_config_speaks_where_the_code_is_silent(domain: str, tmp_path: Path)
     ],
 )
 def test_what_the_call_overrules_in_the_config_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, written: str, given: dict[str, str], told: list[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, written: str, given: dict[str, Any], told: list[str]
 ) -> None:
     config = tmp_path / "herald.toml"
     config.write_text(f"[jobs.chat]\n{written}\n")
-    herald.attach(name="chat", device="cpu", config=config, **given).detach()  # type: ignore[arg-type]
+    herald.attach(name="chat", device="cpu", config=config, **given).detach()
     file = f"[jobs.chat] in {config}"
     assert [message.split(": the call wins")[0] for message in caplog.messages if "the call wins" in message] == [
         f"job 'chat': attach says {words.format(file=file)}" for words in told

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herald.scheduler import feedback
-from herald.scheduler.feedback import Account, Share
+from herald.scheduler.feedback import Account
 
 BUDGET = 0.003
 
@@ -58,12 +58,11 @@ def test_what_would_be_late_anyway_leaves_less_for_training() -> None:
 
 
 def test_the_share_of_a_few_requests_is_hardly_one() -> None:
-    share = Share()
-    share.add(10, 5)
-    assert share.value == pytest.approx(5 / feedback.FEWEST)
-    for _ in range(100):
-        share.add(100, 2)
-    assert share.value == pytest.approx(0.02, rel=0.01)
+    account = Account()
+    book(account, met=5, missed=5, anyway=5)
+    assert account.share_late_anyway == pytest.approx(5 / feedback.FEWEST)
+    book(account, met=98, missed=2, anyway=2, times=100)
+    assert account.share_late_anyway == pytest.approx(0.02, rel=0.01)
 
 
 # ---- the account

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from herald.experiments import report, rows, sweep_analysis, sweep_report, sweeps
+from herald.experiments import report, rows, sweep_analysis, sweep_comparison, sweep_report, sweeps
 from herald.experiments.rows import Row
 from herald.experiments.settings import SETTINGS
 from herald.experiments.shares import Share, within
-from herald.experiments.sweep_analysis import Comparison, Standing
+from herald.experiments.sweep_analysis import Standing
+from herald.experiments.sweep_comparison import Comparison
 
 NUM_REQUESTS = 200
 SECONDS = 20.0
@@ -101,11 +102,11 @@ def only(found: list[Row], kind: str = "frontier") -> Standing:
 
 
 def first(found: list[Row]) -> Comparison:
-    return sweep_analysis.compare(only(found))[0]
+    return sweep_comparison.compare(only(found))[0]
 
 
 def outcomes(found: list[Row]) -> list[tuple[str, bool]]:
-    verdict = sweep_report.verdict(sweep_analysis.compare(only(found)))
+    verdict = sweep_report.verdict(sweep_comparison.compare(only(found)))
     return [(criterion.what, criterion.passed) for criterion in verdict]
 
 
@@ -218,8 +219,8 @@ def test_a_rival_is_judged_over_the_repetitions_that_herald_has() -> None:
 
 
 def test_no_training_at_all_is_a_mean_of_nothing_not_a_crash() -> None:
-    assert sweep_analysis.geometric_mean([0.0, 1.0]) == 0.0
-    assert sweep_analysis.geometric_mean([]) is None
+    assert sweep_comparison.geometric_mean([0.0, 1.0]) == 0.0
+    assert sweep_comparison.geometric_mean([]) is None
 
 
 def test_a_run_without_a_reference_leaves_the_others_of_its_setting_standing() -> None:
@@ -244,7 +245,7 @@ def test_several_loads_of_a_pair_are_told_apart() -> None:
     told = sweep_analysis.standings([*frontier(), *under(seconds=2 * SECONDS), *under(load=0.3)], "frontier")
     names = [f"{PAIR} load 0.40", f"{PAIR} load 0.20", f"{PAIR} load 0.40 #2"]
     assert [standing.name for standing in told] == names
-    grids = sweep_report.points([c for standing in told for c in sweep_analysis.compare(standing)])
+    grids = sweep_report.points([c for standing in told for c in sweep_comparison.compare(standing)])
     assert [grid.title.partition(": ")[0] for grid in grids] == names
     assert only(frontier()).name == PAIR
 
@@ -254,9 +255,9 @@ def test_one_setting_for_all_counts_what_it_holds_and_what_it_trains_there() -> 
     other = [{**r, "key": {**r["key"], "pair": "b+c"}} if "key" in r else r for r in other]
     found = [*frontier(), *other]
     comparisons = [
-        c for standing in sweep_analysis.standings(found, "frontier") for c in sweep_analysis.compare(standing)
+        c for standing in sweep_analysis.standings(found, "frontier") for c in sweep_comparison.compare(standing)
     ]
-    told = {o.label: o for o in sweep_analysis.overall(comparisons, sweeps.STATICS)}
+    told = {o.label: o for o in sweep_comparison.overall(comparisons, sweeps.STATICS)}
     assert [(o.held, o.points) for o in told.values()] == [(0, 4), (0, 4), (2, 4), (4, 4), (4, 4)]
     assert list(told) == ["timeslice", "mps", "mps-pct-25", "strict", "herald"]
     assert (told["timeslice"].training, told["timeslice"].useful) == (None, 0.0)
@@ -266,8 +267,8 @@ def test_one_setting_for_all_counts_what_it_holds_and_what_it_trains_there() -> 
 
 def test_a_setting_that_some_pair_lacks_is_not_compared_over_all() -> None:
     without = [r for r in frontier() if r.get("key", {}).get("setting") != "mps"]
-    comparisons = sweep_analysis.compare(only(without))
-    assert "mps" not in [o.label for o in sweep_analysis.overall(comparisons, sweeps.STATICS)]
+    comparisons = sweep_comparison.compare(only(without))
+    assert "mps" not in [o.label for o in sweep_comparison.overall(comparisons, sweeps.STATICS)]
 
 
 def test_two_rows_of_one_run_are_refused() -> None:
@@ -304,7 +305,7 @@ def test_without_anything_to_compare_with_there_is_no_ratio() -> None:
 
 def test_tuned_mps_is_the_closest_where_none_holds() -> None:
     found = [*frontier(), row("mps-pct-50", late=15, steps_per_s=4.0)]
-    closest = sweep_analysis.closest(only(found), sweeps.MPS_SWEEP, 1.1)
+    closest = sweep_comparison.closest(only(found), sweeps.MPS_SWEEP, 1.1)
     assert closest is not None and closest.setting == "mps-pct-50"
 
 
@@ -351,7 +352,7 @@ def test_ablations_are_relative_to_the_whole(tmp_path: Path) -> None:
 def test_without_mps_no_column_speaks_of_it() -> None:
     made = [found for found in frontier() if not found.get("mps")]
     ((with_mps,), (without,)) = (
-        sweep_report.points(sweep_analysis.compare(only(found))) for found in (frontier(), made)
+        sweep_report.points(sweep_comparison.compare(only(found))) for found in (frontier(), made)
     )
     assert with_mps.headings == (*without.headings, "best MPS", "ratio")
     assert [len(line) for line in without.lines] == [len(without.headings)] * len(FACTORS)
