@@ -20,8 +20,8 @@ service (its bursts, its stalls) is the same in all of them.
 While a gate never closes, nobody sees what requests take behind a closed one: where the host has become slow, all that
 is late is charged to training. So such charges are settled once the gate was closed for some requests: if those took as
 long as the last ones beside training, closing is no remedy, and what was charged lately is given back. Of service times
-that vary by a tenth, so few requests tell 1.1 x from 1 surely; of times that vary by half they are mistaken about 1.1 x
-in a quarter of cases, about 1.2 x in 9 %.
+that vary by a tenth, so few requests tell 1.1 x from 1; of times that vary by 0.6 of their mean, up to a third of what
+is 1.1 x passes for harmless, and some 1.2 x (`test_how_often_training_is_acquitted`).
 """
 
 import math

@@ -1,5 +1,8 @@
 """The control law of the controller, and the account that says which misses it is charged with."""
 
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,3 +213,23 @@ def test_nothing_is_settled_by_the_times_of_other_jobs() -> None:
     account.forget()
     closed(account)
     assert account.leeway == before
+
+
+@pytest.mark.parametrize(
+    ("spread", "inflation", "least", "most"),
+    [(0.1, 1.0, 0.9, 1.0), (0.1, 1.1, 0.0, 0.01), (0.6, 1.1, 0.15, 0.35), (0.6, 1.2, 0.0, 0.15), (0.6, 1.4, 0.0, 0.01)],
+)
+def test_how_often_training_is_acquitted(spread: float, inflation: float, least: float, most: float) -> None:
+    """By how much service times vary, as a share of their mean, and by how much training makes them longer."""
+    numbers, sigma = random.Random(0), math.sqrt(math.log(1 + spread**2))
+    acquitted = 0
+    for _ in range(400):
+        account = Account()
+        for free, requests, factor in ((True, 300, inflation), (False, feedback.HEARD, 1.0)):
+            times = sum(round(1e6 * factor * numbers.lognormvariate(-(sigma**2) / 2, sigma)) for _ in range(requests))
+            account.hear(
+                free=free, beside=(requests * free, times * free), solo=(requests * (not free), times * (not free))
+            )
+            late(account, 5 * free)
+        acquitted += account.leeway > -1
+    assert least <= acquitted / 400 <= most

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from herald.config import Limits
 from herald.experiments.arrivals import Steps
 from herald.layout import NO_QUEUE_LIMIT
-from herald.scheduler import policies
+from herald.scheduler import feedback, policies
 from herald.scheduler.simulator.gpu import simulate
 from herald.scheduler.simulator.interference import Beside, Interference
 from herald.scheduler.simulator.jobs import GpuModel, ServiceModel, TrainerModel
@@ -212,19 +212,27 @@ def test_ops_longer_than_requests_are_kept_off_some_sms() -> None:
     assert late <= 0.01 * len(arrivals_s)
 
 
-def test_a_host_that_is_slow_for_a_while_is_not_training_s_fault() -> None:
+def test_a_host_that_is_slow_for_a_while_is_not_training_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training costs requests nothing; the host makes all of them 1.4 x as long now and then, so that some are late.
     What comes of a single run is chance: whether the gate is closed while the host is slow, or just after.
     """
     slow_s = ((10, 14), (20, 26), (34, 38), (46, 52))
-    training = []
-    for seed in range(4):
-        arrivals_s = poisson(140, 60, seed)
-        times_ns = tuple(round(3.3 * MS * (1.4 if any(a <= at < b for a, b in slow_s) else 1.0)) for at in arrivals_s)
-        service = ServiceModel("chat", arrivals_s, times_ns, slo_ns=18 * MS, in_order=True)
-        beside = Interference({("chat", "train"): {0: Beside(1.0, 0.95)}})
-        gpu = GpuModel((service,), (TrainerModel("train", 25 * MS, round(0.3 * MS)),), beside, mps=True)
-        herald = simulate(gpu, policies.load("herald"), seconds=60)
-        assert herald.services[0].missed <= 1.05 * herald.services[0].missed_anyway
-        training.append(herald.training)
-    assert sum(training) / len(training) > 0.9  # 0.87 if such charges stand
+
+    def trained() -> float:
+        training = []
+        for seed in range(4):
+            arrivals_s = poisson(140, 60, seed)
+            slow = [any(begin <= at < end for begin, end in slow_s) for at in arrivals_s]
+            times_ns = tuple(round(3.3 * MS * (1.4 if is_slow else 1.0)) for is_slow in slow)
+            service = ServiceModel("chat", arrivals_s, times_ns, slo_ns=18 * MS, in_order=True)
+            beside = Interference({("chat", "train"): {0: Beside(1.0, 0.95)}})
+            gpu = GpuModel((service,), (TrainerModel("train", 25 * MS, round(0.3 * MS)),), beside, mps=True)
+            herald = simulate(gpu, policies.load("herald"), seconds=60)
+            assert herald.services[0].missed <= 1.05 * herald.services[0].missed_anyway
+            training.append(herald.training)
+        return sum(training) / len(training)
+
+    settled = trained()
+    monkeypatch.setattr(feedback, "HARMLESS", 0.0)  # whatever is charged stands
+    assert settled > 0.91
+    assert trained() < 0.88
