@@ -40,6 +40,7 @@ class Outcome:
     rates: Mapping[_Run, float] = field(default_factory=dict)  # steps/s
     relative: Spread | None = None  # to training alone without MPS: median, least and most over repetitions
     over_idle: float | None = None  # that over 1 - load, each repetition by its own load: the median
+    late_anyway: float | None = None  # share of requests that were late and, as its agent tells, would have been alone
 
     @property
     def label(self) -> str:
@@ -238,10 +239,24 @@ def _outcome(
     if all("inference" in row for row in runs.values()):
         met, over_slo = _at_slos(factor, runs, p99_ms, factors)
         outcome = replace(outcome, p99_ms=_p99_ms(runs.values()), met=met, p99_over_slo=over_slo)
+        if factor is not None:
+            outcome = replace(outcome, late_anyway=_late_anyway(runs.values(), met[factor]))
     if all("training" in row for row in runs.values()):
         rates = {run: float(row["training"]["steps_per_s"]) for run, row in runs.items()}
         outcome = replace(outcome, steps_per_s=float(np.median(list(rates.values()))), rates=rates)
     return outcome
+
+
+def _late_anyway(rows: Iterable[Row], met: Mapping[_Run, Share]) -> float | None:
+    """None where a row does not say. The counters of a run also hold its requests before the first arrival."""
+    told = {}
+    for row in rows:
+        service: Mapping[str, int] = (row.get("herald") or {}).get("inference", {})
+        if "missed_anyway" not in service:
+            return None
+        told[row["key"]["seed"], row["key"]["repetition"]] = service["missed_anyway"]
+    late = sum(min(share.total - share.met, told[run]) for run, share in met.items())
+    return late / max(1, shares.total(met.values()).total)
 
 
 def _at_slos(

@@ -316,6 +316,18 @@ def test_every_criterion_of_a_point_can_pass_and_be_missed() -> None:
     assert [what for what in missed if "best static, strict" in what]
 
 
+def test_a_miss_says_how_much_of_it_came_of_the_host_as_its_agent_tells() -> None:
+    found = [*references(), row("alone"), row("train-alone", steps_per_s=10.0)]
+    for repetition, anyway in enumerate((NUM_REQUESTS, 4)):  # counters hold the requests before a run, too
+        mine = row("herald", late=10, steps_per_s=8.0, factor=1.1, repetition=repetition)
+        found.append({**mine, "herald": {"inference": {"missed_anyway": anyway}}})
+    assert first(found).herald.late_anyway == 14 / (2 * NUM_REQUESTS)
+    (told,) = [c.measured for c in sweep_report.verdict([first(found)]) if "attainment" in c.what]
+    assert "late without training, too" in told
+    del found[-1]["herald"]  # rows of before
+    assert first(found).herald.late_anyway is None
+
+
 def test_points_at_which_herald_misses_the_slo_are_not_gains() -> None:
     assert not [what for what, _ in outcomes(frontier(late=10)) if "geometric mean" in what]
 
