@@ -83,8 +83,7 @@ def show(groups: Sequence[Group], verdict: Sequence[Criterion], console: Console
         for line in differences(group):
             console.print(line, highlight=False)
         console.print()
-    for criterion in verdict:
-        console.print(str(criterion), style="green" if criterion.passed else "bold red", highlight=False)
+    report_page.show_verdict(verdict, console)
 
 
 def differences(group: Group) -> list[str]:
@@ -106,7 +105,7 @@ def markdown(groups: Sequence[Group], verdict: Sequence[Criterion], drawn: Seque
         parts += [f"## {_heading(group)}", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
         parts += [f"- {line}" for line in differences(group)] + [""]
     if verdict:
-        parts += ["## Criteria", "", *(f"- {criterion}" for criterion in verdict), ""]
+        parts += [f"## {report_page.TARGETS}", "", *(f"- {criterion}" for criterion in verdict), ""]
     parts += [f"![{path.stem}]({path.name})" for path in drawn]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -1,5 +1,6 @@
 """What a report is made of: tables, criteria and figures, on a page and on a terminal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from herald.experiments.criteria import Criterion
+
+TARGETS = "Herald's own targets"  # whoever measures pairs of their own need not share them
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,14 @@ def show(section: Section, console: Console) -> None:
         for note in grid.notes:
             console.print(note, highlight=False)
         console.print()
-    for criterion in section.verdict:
+    show_verdict(section.verdict, console)
+
+
+def show_verdict(verdict: Sequence[Criterion], console: Console) -> None:
+    """Target by target; nothing where there is none."""
+    if verdict:
+        console.print(TARGETS, style="bold", highlight=False)
+    for criterion in verdict:
         console.print(str(criterion), style="green" if criterion.passed else "bold red", highlight=False)
 
 
@@ -53,5 +63,6 @@ def markdown(section: Section) -> list[str]:
         body = [grid.headings, tuple("---" for _ in grid.headings), *grid.lines]
         lines += [f"### {grid.title}", "", *("| " + " | ".join(line) + " |" for line in body), ""]
         lines += [f"- {note}" for note in grid.notes] + [""]
-    lines += [*(f"- {criterion}" for criterion in section.verdict), ""]
+    if section.verdict:
+        lines += [f"### {TARGETS}", "", *(f"- {criterion}" for criterion in section.verdict), ""]
     return lines + [f"![{path.stem}]({path.name})" for path in section.figures] + [""]
