@@ -45,6 +45,7 @@ Priority = Literal["high", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "low")
 DEFAULT_POLICY = "strict"
 DEFAULT_TARGET = 0.99
+MOST_TARGET = 0.999999
 
 _T = TypeVar("_T")
 
@@ -318,7 +319,9 @@ def _address(key: str, value: object) -> tuple[str, int]:
 
 
 def _target(key: str, value: object) -> float:
-    return _number(key, value, "a number above 0 and below 1, such as 0.99", lambda number: 0 < number < 1)
+    # In the table it is a number of millionths; all of them would leave nothing to miss, and nothing to divide by.
+    allowed = "a number above 0 and at most 0.999999, such as 0.99"
+    return _number(key, value, allowed, lambda number: 0 < number <= MOST_TARGET)
 
 
 def _number(key: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> float:

@@ -1,7 +1,7 @@
 """The control law that corrects the policy's model by what came of it: an account per service and SLO.
 
-The *leeway*, in whole rungs of the ladder `queueing.LIMITS`, takes so many off the number of requests that may be open
-before the gate closes, as the model has it. Success adds no rung, since rungs may lie far apart where
+The *leeway* is in rungs of the ladder `queueing.LIMITS`, of which the whole ones that are owed are taken off the number
+of requests that may be open before the gate closes, as the model has it. Success adds no rung, since rungs may lie far apart where
 the load is high: at MOST the model may let twice as many requests be late. The leeway is itself moved by a weighted
 up-down staircase (Kaernbach 1991):
 
@@ -35,6 +35,7 @@ LEAST = -20.0  # twice as far as from the highest rung to the lowest: most burst
 MOST_SHARE, LEAST_SHARE = 0.3, 0.1  # of what the target allows, for training
 SAFETY = 0.85  # of what the target allows, for all
 HALF_LIFE = 1_500  # requests
+RESTED_NS = 20_000_000  # of idle time: agents book busy time every 10 ms, so that less may be none
 FEWEST = 500  # requests: of fewer, one is no share
 HEARD = 50  # requests behind the closed gate, before what was charged to a gate that never closed is settled
 LATELY = 200  # requests, as a half-life: of such charges, and of the times beside training that they are settled by
@@ -49,6 +50,7 @@ class Account:
     leeway: float = 0.0
     late_anyway: FadingSum = field(default_factory=FadingSum)  # requests that would have been late alone, too
     lenient: bool = False  # the gate is open to requests, or was, and they are not all done
+    idle_ns: int = 0  # time without an open request since the gate began to close at once
     unsettled: float = 0.0  # rungs that were charged lately to a gate that never closed, or since
     beside: FadingSum = field(default_factory=FadingSum)  # service times of the last requests with such a gate
     since: int = 0  # requests done since then
@@ -59,13 +61,15 @@ class Account:
         """0 to 1, of at least FEWEST requests."""
         return self.late_anyway.total / max(self.late_anyway.requests, FEWEST)
 
-    def book(self, *, closed: bool, rested: bool, met: int, missed: int, anyway: int, target: float) -> None:
+    def book(self, *, closed: bool, idle_ns: int, met: int, missed: int, anyway: int, target: float) -> None:
         """Requests that were done since the last look: ``anyway`` of the ``missed`` would have missed alone, too.
 
-        ``closed``: the gate closes at once. ``rested``: for a moment, no request was open.
+        ``closed``: the gate closes at once. ``idle_ns``: time without an open request; what was late to be booked in
+        one look is less than nothing in the next.
         """
         self.late_anyway.add(met + missed, anyway, HALF_LIFE)
-        self.lenient = not closed or (self.lenient and not rested)
+        self.idle_ns = self.idle_ns + idle_ns if closed else 0
+        self.lenient = not closed or (self.lenient and self.idle_ns < RESTED_NS)
         charged = max(0, missed - anyway) if self.lenient else 0
         before = self.leeway
         self.leeway = step(before, met=met, charged=charged, budget=budget(target, self.share_late_anyway))

@@ -38,6 +38,7 @@ from herald.scheduler.snapshot import (
 
 HALF_LIFE_NS = 60e9
 FORGET_NS = 300_000_000_000  # a mode that was not in use for so long is tried again: jobs have phases
+FORGET_NAME_NS = 24 * 3_600_000_000_000  # a service that does not come back for so long is another one
 SETTLING_NS = 250_000_000
 JOINING_NS = 1_000_000_000  # what jobs do first is not what they do
 HELD = 0.01  # weight of the common mean in the least squares
@@ -173,6 +174,7 @@ class Observer:
         self._mode_since_ns: dict[str, int] = {}
         self._free: set[str] = set()  # devices of which no service closes the gate
         self._joined_ns: dict[str, int] = {}  # when a job last joined or left, by device
+        self._seen_ns: dict[str, int] = {}  # when a service of that name was last there
         self._last: Snapshot | None = None
         self._last_ns = 0
         self._recent = Windows()
@@ -183,6 +185,7 @@ class Observer:
         if self._last is not None and 0 < now_ns - self._last_ns <= LONGEST_LOOK_NS:
             self._learn(self._last, snapshot, now_ns)
         self._last, self._last_ns = snapshot, now_ns
+        self._seen_ns |= {service.name: now_ns for service in snapshot.services}
         memory = replace(self._memory(snapshot), recent=self._recent.look(snapshot.services, now_ns))
         return replace(snapshot, memory=memory)
 
@@ -219,6 +222,14 @@ class Observer:
                 self._learn_mode(group, pairs, beside, elapsed_ns)
 
         self._windows = {at: window for at, window in self._windows.items() if now_ns - window.seen_ns < FORGET_NS}
+        for name in [name for name, seen_ns in self._seen_ns.items() if now_ns - seen_ns > FORGET_NAME_NS]:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        del self._seen_ns[name]
+        self._alone.pop(name, None)
+        self._rates.pop(name, None)
+        self._accounts = {promise: account for promise, account in self._accounts.items() if promise[0] != name}
 
     def _learn_service(self, was: Service, now: Service, elapsed_ns: int) -> None:
         alone = self._alone.setdefault(now.name, _TimeAlone())
@@ -226,7 +237,7 @@ class Observer:
         account = self._accounts.setdefault(_promise(now), Account())
         account.book(
             closed=self._modes.get(now.device, CLOSED).closed,
-            rested=now.busy_ns - was.busy_ns < elapsed_ns,
+            idle_ns=elapsed_ns - (now.busy_ns - was.busy_ns),
             met=now.met - was.met,
             missed=now.missed - was.missed,
             anyway=now.missed_anyway - was.missed_anyway,
@@ -237,7 +248,9 @@ class Observer:
             beside=(now.beside_requests - was.beside_requests, now.beside_ns - was.beside_ns),
             solo=(now.solo_requests - was.solo_requests, now.solo_ns - was.solo_ns),
         )
-        self._rates.setdefault(now.name, _Rate()).add(now.work_begun - was.work_begun, elapsed_ns)
+        # A service's first step makes it an engine, whose work are its steps: another count, which begins lower.
+        if now.in_steps == was.in_steps:
+            self._rates.setdefault(now.name, _Rate()).add(now.work_begun - was.work_begun, elapsed_ns)
 
     def _learn_mode(
         self,

@@ -25,6 +25,7 @@ BESIDE_RATE = 0.75  # a guess of training's rate beside requests, of that while 
 HOOK = 0.02  # of training's time: what it loses by a gate that may close
 LONG_SHARE = 0.05  # of requests are long ones, where service times vary
 MOST_LOAD = 0.95
+MOST_KEPT = 50_000  # answers of each function: a daemon for a year plays more
 _FREE_RUNG = len(LIMITS) - 1
 _NO_SLACK = 1e-6  # time that is a rounding error
 
@@ -59,7 +60,7 @@ def on_grid(load: float, inflation: float, slo: float, margin: float = 0.0, spre
     )
 
 
-@cache
+@lru_cache(MOST_KEPT)
 def best_rung(queue: Queue, target: float, beside_rate: float = BESIDE_RATE) -> int:
     """How many requests may be open before the gate closes: the index in LIMITS of the best that is good enough.
 
@@ -95,7 +96,7 @@ def alone_p99(load: float) -> float:
     return latency
 
 
-@cache
+@lru_cache(MOST_KEPT)
 def play(queue: Queue, limit: int) -> Play:
     """What comes of a limit."""
     works, arrivals = _works(queue.spread), _arrivals(queue.load)

@@ -1,5 +1,6 @@
 """The control law of the controller, and the account that says which misses it is charged with."""
 
+import itertools
 import math
 import random
 
@@ -21,10 +22,10 @@ def book(
     anyway: int = 0,
     times: int = 1,
     closed: bool = False,
-    rested: bool = True,
+    idle_ns: int = feedback.RESTED_NS,
 ) -> None:
     for _ in range(times):
-        account.book(closed=closed, rested=rested, met=met, missed=missed, anyway=anyway, target=0.99)
+        account.book(closed=closed, idle_ns=idle_ns, met=met, missed=missed, anyway=anyway, target=0.99)
 
 
 # ---- the law
@@ -96,12 +97,21 @@ def test_a_miss_that_would_have_come_alone_is_not_charged() -> None:
 
 def test_the_backlog_of_an_open_gate_is_charged_after_it_is_closed_until_the_service_rests() -> None:
     account = Account()
-    book(account, met=10, rested=False)
-    book(account, met=0, missed=3, closed=True, rested=False)
+    book(account, met=10, idle_ns=0)
+    book(account, met=0, missed=3, closed=True, idle_ns=0)
     assert account.leeway == pytest.approx(-3.0, abs=0.1)
     book(account, met=0, missed=2, closed=True)
-    book(account, met=0, missed=2, closed=True, rested=False)
+    book(account, met=0, missed=2, closed=True, idle_ns=0)
     assert account.leeway == pytest.approx(-3.0, abs=0.1)
+
+
+@given(st.lists(st.integers(0, 10_000_000), min_size=2, max_size=50))
+def test_a_service_that_is_busy_all_the_while_never_rests_however_late_its_time_is_booked(late_ns: list[int]) -> None:
+    account = Account()
+    book(account, met=0)
+    for before, after in itertools.pairwise(late_ns):
+        book(account, met=0, missed=1, closed=True, idle_ns=after - before)
+    assert account.lenient
 
 
 # ---- what was charged to a gate that never closed

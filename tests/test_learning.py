@@ -10,6 +10,7 @@ MS = 1_000_000
 GPU = "GPU-1"
 MEAN_NS = 20 * MS
 LOOK_NS = 50 * MS
+HOUR_NS = 3_600_000 * MS
 
 
 class World:
@@ -199,6 +200,32 @@ def test_it_is_not_for_an_engine(world: World) -> None:
     """Whose times are those of steps, and whose misses are those of requests."""
     world.table._rows[world.service].engine = 1
     assert settled(world) < -4
+
+
+def test_a_service_that_becomes_an_engine_has_another_count_of_work(world: World) -> None:
+    """Requests were told before the first step: what has begun seems to be less than before."""
+    world.alone()
+    row = world.table._rows[world.service]
+    row.requests_begun += 1000
+    world.look()
+    row.engine = 1
+    for _ in range(100):
+        world._pass(busy_ns=MEAN_NS, beside_ns=0, work_ns=0)
+        memory = world.look().memory
+    assert memory.load[key(world)] == pytest.approx(MEAN_NS / LOOK_NS, rel=0.1)
+
+
+@pytest.mark.parametrize(("away_ns", "is_known"), [(23 * HOUR_NS, True), (25 * HOUR_NS, False)])
+def test_what_was_learnt_of_a_service_is_forgotten_when_it_stays_away_for_a_day(
+    world: World, away_ns: int, is_known: bool
+) -> None:
+    world.alone()
+    for elapsed_ns in (away_ns, LOOK_NS):
+        world.clock.advance(elapsed_ns)
+        world.observer.observe((), world.clock())
+    world.clock.advance(LOOK_NS)
+    memory = world.look().memory
+    assert (key(world) in memory.alone_mean_ns) == (key(world) in memory.load) == is_known
 
 
 def test_a_mode_in_which_requests_are_faster_is_told_as_such(world: World) -> None:
