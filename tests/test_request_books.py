@@ -1,10 +1,13 @@
 """What is written down of requests: who had the device, whether they met what was promised, and whose miss it was."""
 
+import ctypes
+import threading
 import time
 
 import pytest
 
 import herald
+from herald import layout
 from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
 from herald.table import Table
 from tests.gates import is_closed, plan
@@ -13,6 +16,12 @@ from tests.gates import is_closed, plan
 @pytest.fixture
 def table(domain: str) -> Table:
     return Table.open(domain)
+
+
+def gate_word(table: Table) -> ctypes.c_uint32:
+    """Of heavy ops on the first device."""
+    offset = layout.CLASS_HEAVY * layout.GATE_STRIDE_BYTES
+    return ctypes.c_uint32.from_address(table.address + table.header.gates_offset + offset)
 
 
 def test_requests_are_told_apart_by_who_had_the_device(table: Table) -> None:
@@ -83,6 +92,47 @@ def test_a_request_ran_alone_when_its_own_job_held_the_gate_all_the_while(table:
         with job.request():
             pass
         assert job.stats().solo_requests == 20
+
+
+def test_a_request_whose_hold_was_taken_for_a_while_did_not_run_alone(table: Table) -> None:
+    with herald.attach(priority="high", slo="10s", device="cpu") as job:
+        disturbed = job.begin()
+        word = gate_word(table)
+        word.value = 0  # as whoever takes the bit of a process that is stopped
+        undisturbed = job.begin()  # it looks again
+        assert word.value != 0
+        disturbed.end()
+        undisturbed.end()
+        stats = job.stats()
+        assert (stats.requests_done, stats.solo_requests, stats.closes) == (2, 1, 2)
+        assert 0 < stats.held_ns <= stats.busy_ns
+
+
+def test_a_thread_s_second_request_counts_from_the_end_of_its_first_in_any_number_of_threads(table: Table) -> None:
+    num_threads = 40
+    steps = [threading.Barrier(num_threads) for _ in range(2)]
+    most_ns: list[int] = []
+
+    def serve(job: herald.Job) -> None:
+        begun_ns = time.monotonic_ns()
+        first, second = job.begin(), job.begin()
+        steps[0].wait()
+        first_ends_ns = time.monotonic_ns()
+        first.end()
+        first_ended_ns = time.monotonic_ns()
+        steps[1].wait()
+        second.end()
+        most_ns.append(first_ended_ns - begun_ns + time.monotonic_ns() - first_ends_ns)
+
+    with herald.attach(priority="high", slo="10s", device="cpu") as job, job.request():  # held all the while
+        threads = [threading.Thread(target=serve, args=(job,)) for _ in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stats = job.stats()
+    assert stats.solo_requests == 2 * num_threads
+    assert stats.solo_ns <= sum(most_ns)
 
 
 def test_what_requests_take_beside_training_is_no_time_alone(table: Table) -> None:

@@ -59,7 +59,8 @@ class Hold {
   }
 
   void set(bool closed, int64_t now) {
-    // Closed again even if it is already: someone may have taken the bit while this process was stopped.
+    // Closed again even if it is already: someone may have taken the bit while this process was stopped. When, nobody
+    // knows: a new hold begins, and what ran meanwhile was not undisturbed.
     if (closed && (!closed_ || !(word().load(std::memory_order_relaxed) >> row_.bit & 1))) {
       close(now);
     } else if (!closed && closed_) {
@@ -74,7 +75,7 @@ class Hold {
 
   void close(int64_t now) {
     table_.close_gate(row_.device, row_.bit, now);
-    if (closed_) return;
+    if (closed_) row_.held_ns.fetch_add(static_cast<uint64_t>(now - closed_since_ns_), std::memory_order_relaxed);
     closed_ = true;
     closed_since_ns_ = now;
     row_.hold_since_ns.store(static_cast<uint64_t>(now), std::memory_order_relaxed);

@@ -139,6 +139,7 @@ class Books {
 
  private:
   static constexpr int64_t kDrainNs = 10'000'000;
+  static constexpr uint32_t kQueues = 64;  // torch has 32 streams, servers some dozen threads; with more, waiting counts
 
   struct Queue {
     uint64_t queue = 0;
@@ -179,7 +180,7 @@ class Books {
 
   JobRow& row_;
   JobProgress& progress_;
-  Queue queues_[16];
+  Queue queues_[kQueues];
   Lost lost_;
   int64_t last_done_ns_ = 0;
   int64_t last_decode_ns_ = 0;
