@@ -117,6 +117,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from herald.experiments import report
 
     report.write(arguments.rows, arguments.out, over=arguments.over)
+    print(f"page and figures: {arguments.out / 'report.md'}")
     return 0
 
 

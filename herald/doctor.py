@@ -142,8 +142,10 @@ def check_domains(directory: Path = _SHM) -> Check:
     """Tables of this user: those in use, and those that somebody left."""
     prefix = segment_name("")[1:]
     domains = sorted(path.name[len(prefix) :] for path in directory.glob(f"{prefix}*") if path.suffix != ".lock")
-    used = [domain for domain in domains if _is_in_use(domain)]
-    left = [domain for domain in domains if domain not in used]
+    lives = {domain: _is_in_use(domain) for domain in domains}
+    used, left = ([domain for domain in domains if lives[domain] is alive] for alive in (True, False))
+    if unknown := [domain for domain in domains if lives[domain] is None]:
+        return Check("domains", "warn", f"it cannot be told who lives in: {', '.join(unknown)}", "see the lines above")
     in_use = f"in use: {', '.join(used)}"
     if left:
         remedy = "harmless; remove with " + ", ".join(f"`herald reset --domain {domain}`" for domain in left)
@@ -196,11 +198,11 @@ def _is_kept_out(path: str) -> bool:
     return done.returncode != 0
 
 
-def _is_in_use(domain: str) -> bool:
+def _is_in_use(domain: str) -> bool | None:
     try:
         return DomainLock.of(domain).anyone_alive()
-    except HeraldError:  # not ours to open
-        return True
+    except HeraldError:  # no native library to look with, or a lock file that is not ours
+        return None
 
 
 def _output(command: list[str]) -> str:

@@ -59,9 +59,8 @@ def infeasible(snapshot: Snapshot) -> tuple[Infeasible, ...]:
 
 
 def _infeasible(snapshot: Snapshot, service: Service) -> Infeasible | None:
-    predicted_ns: int | None = snapshot.memory.alone_high_ns.get(service.key)
-    if predicted_ns is None:
-        predicted_ns = service_ns(service, service.target)
+    # What requests take beside training says nothing of alone: until that is known, there is nothing to say.
+    predicted_ns = snapshot.memory.alone_high_ns.get(service.key, service.alone_ns)
     if predicted_ns is None or service.slo_ns is None:
         return None
     needed_ns = predicted_ns + residual_ns(snapshot, service.device) + RELEASE_NS

@@ -107,7 +107,7 @@ def render(shown: status.Status) -> str:
 
 def busy_table() -> MemoryTable:
     table = MemoryTable("prod")
-    chat = table.add_job(name="chat", slo_ns=50 * MS, slo_met=199, slo_missed=1, open_requests=2)
+    chat = table.add_job(name="chat", slo_ns=50 * MS, slo_met=199, slo_missed=1, open_requests=2, alone_ns=60 * MS)
     table.record(chat, latency_ns=30 * MS, service_ns=60 * MS, count=200)
     vgg = {"gate_points": 10, "gate_waits": 4, "gate_wait_ns": 70 * MS, "sampled_ns": 4, "covered_ns": 3}
     table.add_job(name="vgg16", priority="low", longest_op_ns=2 * MS, **vgg)
@@ -156,9 +156,7 @@ def test_status_numbers() -> None:
     assert chat.attainment == 0.995
     assert chat.p99_ns is not None
     assert 30 * MS <= chat.p99_ns < 32 * MS
-    # 60 ms service time, in a bucket of 1/16, + 2 ms residual + 50 us
-    assert chat.infeasible_below_ns is not None
-    assert 62 * MS < chat.infeasible_below_ns < 67 * MS
+    assert chat.infeasible_below_ns == 62_050_000  # 60 ms alone + 2 ms residual + 50 us
     assert (vgg.coverage, vgg.gate_waits, vgg.gate_wait_ns) == (0.75, 4, 70 * MS)
     assert vgg.plan is None
 
@@ -182,6 +180,7 @@ def engine_table() -> MemoryTable:
     table = MemoryTable("prod")
     promised = {"ttft_slo_ns": 1_200 * MS, "tpot_slo_ns": 10 * MS}
     row = table.add_job(name="llm", device="GPU-12345678-9abc", engine=1, tokens=12_345_678, queued=12, **promised)
+    table.row(row).alone_ns = 60 * MS
     table.record(row, latency_ns=3_000 * MS, service_ns=60 * MS, count=100)
     table.record_tokens(row, ttft_ns=1_100 * MS, tpot_ns=20 * MS, count=100)
     return table

@@ -178,8 +178,7 @@ def test_a_row_that_was_used_again_is_another_job(caplog: pytest.LogCaptureFixtu
 
 def test_an_infeasible_slo_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     domain = Domain("laxity")
-    row = domain.table.add_job(name="chat", slo_ns=10 * MS)
-    domain.table.record(row, latency_ns=20 * MS, count=100)
+    domain.table.add_job(name="chat", slo_ns=10 * MS, alone_ns=20 * MS)
     domain.tick()
     domain.tick()
     said = [message for message in caplog.messages if message.startswith("infeasible")]
@@ -190,7 +189,7 @@ def test_an_infeasible_slo_is_said_once(caplog: pytest.LogCaptureFixture) -> Non
 def test_an_infeasible_slo_of_an_engine_is_said_of_its_tokens(caplog: pytest.LogCaptureFixture) -> None:
     domain = Domain("strict")
     row = domain.table.add_job(name="llm", slo_ns=1 * MS, ttft_slo_ns=500 * MS, tpot_slo_ns=10 * MS, engine=1)
-    domain.table.record(row, latency_ns=20 * MS, count=100)
+    domain.table.row(row).alone_ns = 20 * MS
     domain.tick()
     assert "infeasible: llm has an SLO of 10 ms per output token, but it takes longer even alone" in caplog.text
     domain.table.row(row).tpot_slo_ns = 0

@@ -16,7 +16,7 @@ from herald import doctor
 from herald.doctor import Check
 from herald.domains import lock_path, segment_name
 from herald.driver import Driver, Gpu, NoDriverError, probe
-from herald.errors import TableError
+from herald.errors import BuildError, TableError
 from herald.table import Table
 
 H200 = Gpu(0, "NVIDIA H200", can_register_host_memory=True)
@@ -164,6 +164,18 @@ def test_domains_in_use_are_told_beside_those_that_were_left(tmp_path: Path, mon
     check = doctor.check_domains(tmp_path)
     assert (check.state, check.detail) == ("warn", "nobody lives in: left; in use: mine")
     assert check.remedy == "harmless; remove with `herald reset --domain left`"
+
+
+def test_domains_that_cannot_be_looked_into_are_not_said_to_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(domain: str) -> None:
+        raise BuildError("no C++ compiler")
+
+    monkeypatch.setattr(doctor.DomainLock, "of", refuse)
+    (tmp_path / segment_name("mine")[1:]).touch()
+    check = doctor.check_domains(tmp_path)
+    assert (check.state, check.detail) == ("warn", "it cannot be told who lives in: mine")
 
 
 def test_other_files_are_no_domains(tmp_path: Path) -> None:

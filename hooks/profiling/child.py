@@ -55,6 +55,7 @@ def _load(function: str) -> Callable[[], object]:
     """The function of "FILE.py:FUNCTION". Raises ConfigError or ProfileError."""
     path, _, name = function.rpartition(":")
     sys.path.insert(0, str(Path(path).resolve().parent))
+    sys.argv = [path]  # a script may read its arguments while it is loaded: it has none
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{function!r}: {path!r} is not a Python file")
