@@ -40,7 +40,7 @@ class Outcome:
     rates: Mapping[_Run, float] = field(default_factory=dict)  # steps/s
     relative: Spread | None = None  # to training alone without MPS: median, least and most over repetitions
     over_idle: float | None = None  # that over 1 - load, each repetition by its own load: the median
-    late_anyway: float | None = None  # share of requests that were late and, as its agent tells, would have been alone
+    late_anyway: float | None = None  # share of requests late that would be behind a closed gate, too, by its agent
 
     @property
     def label(self) -> str:
@@ -248,7 +248,7 @@ def _outcome(
 
 
 def _late_anyway(rows: Iterable[Row], met: Mapping[_Run, Share]) -> float | None:
-    """None where a row does not say. The counters of a run also hold its requests before the first arrival."""
+    """At most: counters also hold the few requests before the first arrival. None where a row does not say."""
     told = {}
     for row in rows:
         service: Mapping[str, int] = (row.get("herald") or {}).get("inference", {})

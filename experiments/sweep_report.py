@@ -144,7 +144,7 @@ def _of_point(c: Comparison) -> list[Criterion]:
         lines.append(
             Criterion(
                 what=f"{c.title}: attainment >= {target}, or {target} within its interval and alone's",
-                measured=f"{c.attained.value:.2%} ({low:.3%} to {high:.3%}, {c.attained.total} requests{_excuse(c)})",
+                measured=f"{c.attained.value:.2%} ({low:.3%} to {high:.3%}, {c.attained.total} requests{_details(c)})",
                 passed=c.holds,
             )
         )
@@ -154,10 +154,18 @@ def _of_point(c: Comparison) -> list[Criterion]:
     return lines + _of_kind(c)
 
 
-def _excuse(c: Comparison) -> str:
-    """What Herald's own account says of requests that were late: not a measurement of the service alone."""
-    share = c.herald.late_anyway
-    return "" if c.holds or share is None else f"; {share:.2%} late without training, too, as its agent tells"
+def _details(c: Comparison) -> str:
+    """Of a miss: which repetitions it is of, how many were late alone, and what Herald's own account says."""
+    if c.holds:
+        return ""
+    late = [percent(1 - share.value) for share in c.herald.met[c.factor].values()]
+    alone = c.standing.attained_alone(c.factor)
+    parts = [f"; late {', '.join(late)} %"]
+    if alone is not None:
+        parts.append(f"alone {percent(1 - alone.value)} %")
+    if c.herald.late_anyway is not None:
+        parts.append(f"behind a closed gate, too, as its agent tells, {percent(c.herald.late_anyway)} %")
+    return ", ".join(parts)
 
 
 def _of_kind(c: Comparison) -> list[Criterion]:

@@ -316,14 +316,14 @@ def test_every_criterion_of_a_point_can_pass_and_be_missed() -> None:
     assert [what for what in missed if "best static, strict" in what]
 
 
-def test_a_miss_says_how_much_of_it_came_of_the_host_as_its_agent_tells() -> None:
+def test_a_miss_says_which_repetitions_it_is_of_and_what_its_agent_tells() -> None:
     found = [*references(), row("alone"), row("train-alone", steps_per_s=10.0)]
     for repetition, anyway in enumerate((NUM_REQUESTS, 4)):  # counters hold the requests before a run, too
         mine = row("herald", late=10, steps_per_s=8.0, factor=1.1, repetition=repetition)
         found.append({**mine, "herald": {"inference": {"missed_anyway": anyway}}})
     assert first(found).herald.late_anyway == 14 / (2 * NUM_REQUESTS)
     (told,) = [c.measured for c in sweep_report.verdict([first(found)]) if "attainment" in c.what]
-    assert "late without training, too" in told
+    assert "; late 5.0, 5.0 %, alone 0 %, behind a closed gate, too, as its agent tells, 3.5 %)" in told
     del found[-1]["herald"]  # rows of before
     assert first(found).herald.late_anyway is None
 
