@@ -1,9 +1,9 @@
 """The control law that corrects the policy's model by what came of it: an account per service and SLO.
 
 The *leeway* is in rungs of the ladder `queueing.LIMITS`, of which the whole ones that are owed are taken off the number
-of requests that may be open before the gate closes, as the model has it. Success adds no rung, since rungs may lie far apart where
-the load is high: at MOST the model may let twice as many requests be late. The leeway is itself moved by a weighted
-up-down staircase (Kaernbach 1991):
+of requests that may be open before the gate closes, as the model has it. Success adds no rung, since rungs may lie far
+apart where the load is high: at MOST the model may let twice as many requests be late. The leeway is itself moved by a
+weighted up-down staircase (Kaernbach 1991):
 
     a request that missed its SLO and would have met it alone:   leeway -= DOWN
     a request that met its SLO:                                  leeway += DOWN x b / (1 - b),   b = `budget`
