@@ -61,7 +61,7 @@ def check_libraries() -> Check:
         return Check("native libraries", "ok", f"built in {build.table_library().path.parent}")
     cache = build.table_library().path.parent
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         remedy = "set HERALD_CACHE_DIR to a folder you own"
         return Check("native libraries", "no", f"not built, and {cache} cannot be written", remedy, _EVERY)
     return Check("native libraries", "warn", "not built yet", "the first job builds them; `herald build` does it now")

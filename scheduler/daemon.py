@@ -180,7 +180,7 @@ class Daemon:
             if key.row in freed:
                 log.warning("reaped: %s, its process (pid %d) died", job.name, job.pid)
             else:
-                log.info("left: %s%s", job.name, _done_in_words(job))
+                log.info("left: %s%s (pid %d)", job.name, _done_in_words(job), job.pid)
         for key, job in jobs.items():
             if key not in self._known:
                 slo = f", SLO {format_ns(job.slo_ns)}" if job.slo_ns else ""

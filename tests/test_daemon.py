@@ -124,7 +124,7 @@ def test_joining_and_leaving_are_said_once(caplog: pytest.LogCaptureFixture) -> 
     said = [message for message in caplog.messages if "chat" in message]
     assert said == [
         f"joined: chat (high, cpu, SLO 50 ms, pid {os.getpid()})",
-        "left: chat after 7 requests",
+        f"left: chat after 7 requests (pid {os.getpid()})",
     ]
 
 
@@ -134,7 +134,7 @@ def test_a_trainer_leaves_after_steps(caplog: pytest.LogCaptureFixture) -> None:
     domain.tick()
     domain.table.release(row)
     domain.tick()
-    assert caplog.messages[-1] == "left: vgg16 after 9 steps"
+    assert caplog.messages[-1] == f"left: vgg16 after 9 steps (pid {os.getpid()})"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_trainer_whose_steps_nobody_counts_leaves_without_them(
     domain.tick()
     domain.table.release(row)
     domain.tick()
-    assert caplog.messages[-1] == f"left: vgg16{done}"
+    assert caplog.messages[-1] == f"left: vgg16{done} (pid {os.getpid()})"
 
 
 def test_the_dead_are_reaped_and_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,16 @@ def test_without_a_compiler_and_without_built_libraries_nothing_runs(
     assert doctor.check_libraries().state == "warn"
 
 
+def test_a_cache_that_is_no_folder_keeps_everything_from_running(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HERALD_CACHE_DIR", str(tmp_path / "file"))
+    check = doctor.check_libraries()
+    assert (check.state, check.blocks) == ("no", ("cpu", "cuda"))
+    assert "HERALD_CACHE_DIR" in check.remedy
+
+
 def test_built_libraries_make_up_for_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(doctor, "_is_built", lambda: True)
