@@ -240,22 +240,19 @@ def _outcome(
         met, over_slo = _at_slos(factor, runs, p99_ms, factors)
         outcome = replace(outcome, p99_ms=_p99_ms(runs.values()), met=met, p99_over_slo=over_slo)
         if factor is not None:
-            outcome = replace(outcome, late_anyway=_late_anyway(runs.values(), met[factor]))
+            outcome = replace(outcome, late_anyway=_late_anyway(runs, met[factor]))
     if all("training" in row for row in runs.values()):
         rates = {run: float(row["training"]["steps_per_s"]) for run, row in runs.items()}
         outcome = replace(outcome, steps_per_s=float(np.median(list(rates.values()))), rates=rates)
     return outcome
 
 
-def _late_anyway(rows: Iterable[Row], met: Mapping[_Run, Share]) -> float | None:
+def _late_anyway(runs: Mapping[_Run, Row], met: Mapping[_Run, Share]) -> float | None:
     """At most: counters also hold the few requests before the first arrival. None where a row does not say."""
-    told = {}
-    for row in rows:
-        service: Mapping[str, int] = (row.get("herald") or {}).get("inference", {})
-        if "missed_anyway" not in service:
-            return None
-        told[row["key"]["seed"], row["key"]["repetition"]] = service["missed_anyway"]
-    late = sum(min(share.total - share.met, told[run]) for run, share in met.items())
+    services = {run: (row.get("herald") or {}).get("inference", {}) for run, row in runs.items()}
+    if not all("missed_anyway" in service for service in services.values()):
+        return None
+    late: int = sum(min(share.total - share.met, services[run]["missed_anyway"]) for run, share in met.items())
     return late / max(1, shares.total(met.values()).total)
 
 

@@ -27,16 +27,6 @@ def residual_ns(snapshot: Snapshot, device: str) -> int:
     return max(stretches, default=0)
 
 
-def service_ns(service: Service, quantile: float) -> int | None:
-    """The given quantile of the service time (begin to done), or None while there are too few samples.
-
-    Measured beside training, so it is at least the time alone: predictions err on the early side.
-    """
-    if service.service_times.count < MIN_SAMPLES:
-        return None
-    return service.service_times.quantile(quantile)
-
-
 def paced_plan(margin_ns: int, alone_ns: float, queue_limit: int, *, inflation: float, quantile: float) -> Plan:
     """The plan that closes the gate ``margin_ns`` + what remains x ``inflation`` before a deadline.
 
