@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from herald.domains import domains
 from herald.errors import ConfigError
 from herald.experiments import demo
 from herald.experiments.crew import Pair
 from herald.experiments.demo import Case, Options, Outcome, Tally
 from herald.experiments.trial import Trial
+from tests.leftovers import own_domains
 
 
 def outcome(latencies_ms: Mapping[str, list[float]], steps: Mapping[str, int]) -> Outcome:
@@ -32,7 +32,7 @@ MADE = outcome(
 
 @pytest.mark.timeout(300)
 def test_the_demo_measures_three_settings_and_leaves_nothing(tmp_path: Path) -> None:
-    before = domains()
+    before = own_domains()
     stdout, file = io.StringIO(), tmp_path / "sub" / "demo.json"
     options = Options(device="cpu", seconds=2, seed=1, slo_ms=None)
     demo.run(
@@ -59,7 +59,7 @@ def test_the_demo_measures_three_settings_and_leaves_nothing(tmp_path: Path) -> 
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
     assert "shared, with Herald" in stdout.getvalue()
     assert max(map(len, stdout.getvalue().splitlines()[:-1])) <= 80  # the last line is a path
-    assert domains() == before
+    assert own_domains() == before
 
 
 def test_the_verdict_is_one_sentence_with_the_numbers() -> None:

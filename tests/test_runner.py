@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from herald.domains import domains
 from herald.errors import ConfigError, HeraldError
 from herald.experiments import rows, settings
 from herald.experiments.crew import Pair
@@ -17,6 +16,7 @@ from herald.experiments.plan import Colocation, plan
 from herald.experiments.runner import OutOfTime, Runner, told
 from herald.experiments.settings import Setting
 from tests.fake_workers import Fleet
+from tests.leftovers import own_domains
 
 PAIR = Pair("cpu-transformer", "cpu-vgg")
 SETTINGS = ("alone", "train-alone", "timeslice")
@@ -192,7 +192,7 @@ def test_a_trainer_attaches_with_the_profile_of_its_workload(fleet: Fleet, tmp_p
 
 def test_a_run_under_herald_attaches_with_its_slo_and_leaves(fleet: Fleet, tmp_path: Path) -> None:
     strict: tuple[Setting, ...] = (settings.get("herald-strict"),)
-    before = domains()
+    before = own_domains()
     runner(fleet, tmp_path, replace(EXPERIMENT, settings=strict, repeats=1, slo_ms=50.0)).run()
     training, inference = fleet.told("attach")
     assert (training["priority"], training["slo"]) == ("low", None)
@@ -200,4 +200,4 @@ def test_a_run_under_herald_attaches_with_its_slo_and_leaves(fleet: Fleet, tmp_p
     assert training["domain"] == inference["domain"]
     assert len(fleet.told("detach")) == 2
     assert rows.read(tmp_path / "colocation.jsonl")[0]["herald"]["training"] == {"ops_seen": 5}
-    assert domains() == before  # its own domain, with a daemon, is gone
+    assert own_domains() == before  # its own domain, with a daemon, is gone
