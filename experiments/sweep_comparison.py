@@ -9,6 +9,8 @@ from herald.experiments.settings import SETTINGS
 from herald.experiments.shares import Share
 from herald.experiments.sweep_analysis import Outcome, Standing
 
+GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -54,13 +56,20 @@ class Comparison:
         alone = self.standing.attained_alone(self.factor)
         return alone is None or alone.holds(criteria.ATTAINMENT)
 
+    @property
+    def gpu_bound(self) -> bool | None:
+        """Whether the GPU, not the host, is what the service waits for. None where nobody measured it."""
+        service = self.standing.service
+        return None if service is None else service["busy_share"] >= GPU_BOUND_SHARE
+
 
 @dataclass(frozen=True)
 class Overall:
     """One setting for everything: what comes of it at all points (a pair under a load at an SLO)."""
 
     label: str
-    held: int  # points
+    held: int  # points whose SLO it does not surely miss
+    reached: int  # points at which the share of requests in time is at the target by itself
     points: int
     training: float | None  # relative to alone, the mean over the points that it holds; None where it holds none
     useful: float  # the same over all points, 0 where the SLO is missed
@@ -90,14 +99,21 @@ def overall(comparisons: Sequence[Comparison], names: Iterable[str]) -> list[Ove
     return found
 
 
+def by_kind(comparisons: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    """By what the service waits for; those of which nobody knows it are of no kind."""
+    kinds: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        if c.gpu_bound is not None:
+            kinds.setdefault("GPU-bound" if c.gpu_bound else "launch-bound", []).append(c)
+    return kinds
+
+
 def _overall(label: str, outcomes: Sequence[Outcome], comparisons: Sequence[Comparison]) -> Overall:
-    training = [
-        outcome.relative.value
-        for outcome, c in zip(outcomes, comparisons, strict=True)
-        if outcome.relative and c.standing.holds(outcome, c.factor)
-    ]
+    held = [(o, c) for o, c in zip(outcomes, comparisons, strict=True) if c.standing.holds(o, c.factor)]
+    training = [outcome.relative.value for outcome, _ in held if outcome.relative]
+    reached = [c for outcome, c in held if outcome.attained[c.factor].value >= criteria.ATTAINMENT]
     mean = sum(training) / len(training) if training else None
-    return Overall(label, len(training), len(outcomes), mean, sum(training) / len(outcomes))
+    return Overall(label, len(held), len(reached), len(outcomes), mean, sum(training) / len(outcomes))
 
 
 def rival(standing: Standing, names: Iterable[str], factor: float, herald: Outcome) -> Rival | None:

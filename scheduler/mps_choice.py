@@ -9,8 +9,8 @@ of what they do to each other. Where nothing can be given away, it goes without:
 A service that waits for its host goes under MPS. Contexts would change between its kernels, the guess is mostly too
 high for it, and what MPS costs it alone cannot be told beforehand from what hosts do: probes on H200s said 0.53 to 1.73
 (`slowdown` in the rows of the frontier), and `strict` had 0.6 to 2.6 x the p99 under MPS that it had without (the tenth
-to the thirteenth run, four pairs). Sharing brings more than that. The edge between the two kinds is a round number:
-services of these rows keep the GPU busy for 0.96 of a request, or 0.2 to 0.87.
+to the thirteenth run, four pairs). Sharing mostly brings more than that. The edge between the two kinds is a round
+number: services of these rows keep the GPU busy for 0.96 to 0.99 of a request, or for 0.2 to 0.87.
 """
 
 from herald.scheduler import queueing

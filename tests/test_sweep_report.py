@@ -265,6 +265,33 @@ def test_one_setting_for_all_counts_what_it_holds_and_what_it_trains_there() -> 
     assert told["herald"].useful == pytest.approx(0.8)
 
 
+def test_what_is_not_surely_missed_is_told_from_what_is_reached() -> None:
+    comparisons = sweep_comparison.compare(only(frontier(late=3)))
+    told = {o.label: o for o in sweep_comparison.overall(comparisons, sweeps.STATICS)}
+    assert (told["herald"].held, told["herald"].reached, told["strict"].reached) == (2, 0, 2)  # 98.5 % of 200
+
+
+def test_gpu_bound_and_launch_bound_services_are_told_apart() -> None:
+    launch_bound = [*references(0.3, pair="b+c"), *(r for r in frontier(herald_steps=9.0) if "key" in r)]
+    launch_bound = [{**r, "key": {**r["key"], "pair": "b+c"}} if "key" in r else r for r in launch_bound]
+    unknown = [{**r, "key": {**r["key"], "pair": "d+e"}} for r in frontier() if "key" in r]
+    comparisons = [
+        c
+        for standing in sweep_analysis.standings([*frontier(), *launch_bound, *unknown], "frontier")
+        for c in sweep_comparison.compare(standing)
+    ]
+    tables = {
+        grid.title: dict((line[0], line[1:]) for line in grid.lines) for grid in sweep_report.one_for_all(comparisons)
+    }
+    held = {title.removeprefix("One setting for all "): lines["herald"][0] for title, lines in tables.items()}
+    assert held == {"pairs and SLOs": "6 of 6", "GPU-bound services": "2 of 2", "launch-bound services": "2 of 2"}
+    assert tables["One setting for all launch-bound services"]["herald"][3] == "0.900"
+    (mean,) = [c.measured for c in sweep_report.verdict(comparisons) if "a static setting" in c.what]
+    assert mean.endswith(" (6 points at which Herald holds the SLO; GPU-bound 1.333; launch-bound 1.500)")
+    one_kind = sweep_report.one_for_all([c for c in comparisons if c.gpu_bound])
+    assert [grid.title for grid in one_kind] == ["One setting for all pairs and SLOs"]
+
+
 def test_a_setting_that_some_pair_lacks_is_not_compared_over_all() -> None:
     without = [r for r in frontier() if r.get("key", {}).get("setting") != "mps"]
     comparisons = sweep_comparison.compare(only(without))
