@@ -8,7 +8,7 @@ that name exists is for the daemon to say. A Config never changes, and unknown k
     [mps]
     enabled = false               # the daemon owns an MPS server
     [limits]
-    max_hold = "10s"              # the longest that one request may hold training back
+    max_hold = "10s"              # the longest that one request may hold training back; what runs on is unprotected
     floor = 0.05                  # share of time that training gets however long the holds are
     quantum = "250us"             # predicted heavy time between two waits of a gated stream
     [classes]
@@ -38,7 +38,7 @@ from typing import Literal, TypeVar
 
 from herald.durations import parse_duration
 from herald.errors import ConfigError
-from herald.settings import Settings, check_domain
+from herald.settings import Settings, check_domain, check_name
 from herald.slo import Slo
 
 Priority = Literal["high", "low"]
@@ -205,6 +205,10 @@ class _Section:
 
 
 def _job(jobs: _Section, name: str) -> JobConfig:
+    try:
+        check_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"config {jobs.source}: jobs.{name}: {error}") from None
     section = jobs.section(name, allowed=("priority", "slo", "target", "weight", "floor"))
     job = JobConfig(
         name=name,
@@ -220,10 +224,10 @@ def _job(jobs: _Section, name: str) -> JobConfig:
             "a job of priority 'low' has no SLO; delete slo, or give priority = \"high\""
         )
     for key in ("weight", "floor"):
-        if job.priority == "high" and key in section.values:
+        if (job.priority == "high" or job.slo is not None) and key in section.values:
             raise ConfigError(
-                f"config {jobs.source}: jobs.{name}.{key} = {section.values[key]!r}: is for jobs of priority 'low'; "
-                'delete it, or give priority = "low"'
+                f"config {jobs.source}: jobs.{name}.{key} = {section.values[key]!r}: is for jobs of priority 'low', "
+                'which have no SLO; delete it, or give priority = "low"'
             )
     return job
 

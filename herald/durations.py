@@ -4,7 +4,7 @@ import re
 
 from herald.errors import ConfigError
 
-_NS_PER_UNIT = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "min": 60_000_000_000}
+_NS_PER_UNIT = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "min": 60_000_000_000}
 _PATTERN = re.compile(r"([+-]?[0-9]*\.?[0-9]+)\s*([a-zµ]*)", re.ASCII | re.IGNORECASE)
 _LONGEST_NS = 24 * 3600 * 1_000_000_000
 
@@ -23,12 +23,12 @@ def parse_duration(text: str, *, setting: str = "duration") -> int:
         raise ConfigError(f"{setting} = {text!r} has no unit: give {allowed}")
     if unit not in _NS_PER_UNIT:
         raise ConfigError(f"{setting} = {text!r} has the unknown unit {unit!r}: give {allowed}")
-    value_ns = round(float(number) * _NS_PER_UNIT[unit])
-    if value_ns <= 0:
-        raise ConfigError(f"{setting} = {text!r} is not positive: give {allowed}")
-    if value_ns > _LONGEST_NS:
+    value_ns = float(number) * _NS_PER_UNIT[unit]
+    if value_ns > _LONGEST_NS:  # infinity, too, which cannot be rounded
         raise ConfigError(f"{setting} = {text!r} is longer than a day: give {allowed}")
-    return value_ns
+    if round(value_ns) <= 0:
+        raise ConfigError(f"{setting} = {text!r} is not positive: give {allowed}")
+    return round(value_ns)
 
 
 def format_ns(value_ns: int | float) -> str:

@@ -46,8 +46,15 @@ def why_infeasible(reason: str | None, part: str, needed_ns: int) -> str:
     return f"an SLO below {format_ns(needed_ns)}{OF_PART[part]} cannot be guaranteed{because}"
 
 
+def overdue(count: int) -> str:
+    """That so many requests ran longer than a hold may last."""
+    return f"{count} ran longer than max_hold, beside training from then on"
+
+
 def _service(job: "JobView") -> list[str]:
     lines = [f"  requests: {job.requests_done} done, {job.open_requests} open"]
+    if job.requests_overdue:
+        lines.append(f"  overdue: {overdue(job.requests_overdue)}")
     if job.attainment is not None:
         lines.append(f"  SLO met: {share(job.attainment)} of requests, target {share(job.target)}")
     for what, slo_ns, times in (

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from herald.clock import now_ns
 from herald.config import choose_domain
@@ -14,7 +15,7 @@ from herald.domains import domains, segment_path
 from herald.durations import format_ns
 from herald.errors import TableError
 from herald.job_view import JobView
-from herald.job_words import duration, share, short, why_infeasible
+from herald.job_words import duration, overdue, share, short, why_infeasible
 from herald.scheduler.daemon import describe
 from herald.scheduler.prediction import infeasible
 from herald.scheduler.snapshot import Plan, Snapshot, key_of
@@ -56,6 +57,7 @@ class JobStatus:
     queued: int  # requests that wait outside
     requests_done: int
     requests_open: int
+    requests_overdue: int  # ran longer than max_hold, and unprotected from then on
     remaining_ns: int | None  # predicted, of the open request with the earliest deadline
     progress: float | None  # of that request, 0..1
     progress_error: float | None  # of the predicted remaining time at the middle of finished requests
@@ -140,6 +142,7 @@ def _job(job: JobView, infeasible: tuple[str, int] | None) -> JobStatus:
         queued=job.queued,
         requests_done=job.requests_done,
         requests_open=job.open_requests,
+        requests_overdue=job.requests_overdue,
         remaining_ns=job.remaining_ns if job.remaining_ns >= 0 else None,
         progress=job.progress_ppm / 1e6 if job.remaining_ns >= 0 else None,
         progress_error=job.progress_error,
@@ -160,9 +163,13 @@ def _job(job: JobView, infeasible: tuple[str, int] | None) -> JobStatus:
 
 def render(status: Status, console: Console) -> None:
     """Print a status for people; reads well at 80 columns."""
-    console.print(f"domain   {status.domain}", highlight=False)
-    console.print(f"daemon   {_daemon_line(status)}", highlight=False)
-    console.print(f"MPS      {status.daemon.mps_pipe or 'off'}", highlight=False)
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False)  # names are the user's, brackets and all
+
+    line(f"domain   {status.domain}")
+    line(f"daemon   {_daemon_line(status)}")
+    line(f"MPS      {status.daemon.mps_pipe or 'off'}")
     services = [job for job in status.jobs if job.priority == "high"]
     trainers = [job for job in status.jobs if job.priority == "low"]
     if services:
@@ -170,14 +177,14 @@ def render(status: Status, console: Console) -> None:
     if engines := [job for job in services if _tells_tokens(job)]:
         console.print(_token_grid(engines))
     for job in services:
-        console.print(f"{job.name}: {job.plan}{_prediction(job)}{_warning(job)}", highlight=False)
+        line(f"{job.name}: {job.plan}{_prediction(job)}{_overdue(job)}{_warning(job)}")
     if trainers:
         console.print(_trainer_grid(trainers))
     for job in trainers:
         if job.sm_granted and not job.mps:
-            console.print(f"{job.name}: its share of the SMs isolates nothing without MPS", highlight=False)
+            line(f"{job.name}: its share of the SMs isolates nothing without MPS")
     if not status.jobs:
-        console.print("no jobs" if status.exists else f"nothing has started in it; {_others()}", highlight=False)
+        line("no jobs" if status.exists else f"nothing has started in it; {_others()}")
 
 
 def _daemon_line(status: Status) -> str:
@@ -192,6 +199,10 @@ def _prediction(job: JobStatus) -> str:
     if job.progress_error is None:
         return ""
     return f"; at the middle of a request, its remaining time was off by {job.progress_error:.0%} on average"
+
+
+def _overdue(job: JobStatus) -> str:
+    return f"; {overdue(job.requests_overdue)}" if job.requests_overdue else ""
 
 
 def _warning(job: JobStatus) -> str:
@@ -214,7 +225,7 @@ def _service_grid(jobs: list[JobStatus]) -> Grid:
     grid = Grid("inference", "device", "SLO", "met", "p50", "p99", "done", "open", "left", box=None, pad_edge=False)
     for job in jobs:
         grid.add_row(
-            job.name,
+            Text(job.name),
             short(job.device),
             duration(job.slo_ns),
             share(job.attainment),
@@ -222,7 +233,7 @@ def _service_grid(jobs: list[JobStatus]) -> Grid:
             duration(job.p99_ns),
             str(job.requests_done),
             str(job.requests_open),
-            duration(job.remaining_ns),
+            duration(job.remaining_ns or None),  # it takes longer than predicted
         )
     return grid
 
@@ -231,7 +242,7 @@ def _token_grid(jobs: list[JobStatus]) -> Grid:
     grid = Grid("tokens of", "TTFT SLO", "p99", "TPOT SLO", "p99", "tokens", "waiting", box=None, pad_edge=False)
     for job in jobs:
         grid.add_row(
-            job.name,
+            Text(job.name),
             duration(job.ttft_slo_ns),
             duration(job.ttft_p99_ns),
             duration(job.tpot_slo_ns),
@@ -246,7 +257,7 @@ def _trainer_grid(jobs: list[JobStatus]) -> Grid:
     grid = Grid("training", "device", "SMs", "gate points", "waits", "waited", "coverage", box=None, pad_edge=False)
     for job in jobs:
         grid.add_row(
-            job.name,
+            Text(job.name),
             short(job.device),
             f"{job.sm_granted}/{job.sm_total}" if job.sm_granted else "all",
             str(job.gate_points),

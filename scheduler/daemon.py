@@ -68,7 +68,12 @@ class Daemon:
         self._warned: dict[JobKey, set[str]] = {}  # of each job, what is said of it once
 
     def tick(self, now_ns: int) -> None:
-        """Beat, reap, decide, publish what changed."""
+        """Beat, reap, decide, publish what changed. Raises TableError once the domain was reset."""
+        if not self._table.is_current():
+            raise TableError(
+                f"domain {self._table.domain!r} was reset beneath its daemon: jobs that had joined go on without one; "
+                "start the daemon anew for those that join now"
+            )
         self._table.beat(now_ns)
         freed = self._table.reap(now_ns)
         jobs = {key_of(job): job for job in self._table.jobs()}
@@ -82,6 +87,7 @@ class Daemon:
         self._observer.decided(self.decision)
         self._apply(self.decision)
         self._tell_unmet(self.decision)
+        self._tell_overdue()
         self._tell_infeasible(infeasible(snapshot))
         self._log_modes(self.decision, snapshot.memory)
 
@@ -158,6 +164,16 @@ class Daemon:
         for key, words in decision.unmet.items():
             self._warn_once(key, f"policy: {words}")
 
+    def _tell_overdue(self) -> None:
+        for key, job in self._known.items():
+            if job.requests_overdue:
+                max_hold = format_ns(self._table.header.max_hold_ns)
+                self._warn_once(
+                    key,
+                    f"overdue: requests of {job.name} run longer than limits.max_hold, {max_hold}: from then on "
+                    "training runs beside them; raise it if they are to be protected to their end",
+                )
+
     def _warn_once(self, key: JobKey, words: str) -> None:
         said = self._warned.setdefault(key, set())
         if words not in said:
@@ -189,7 +205,7 @@ class Daemon:
 
 def _done_in_words(job: JobView) -> str:
     if job.priority == "high":
-        return f" after {job.requests_done} requests"
+        return f" after at least {job.requests_done} requests"  # as of the last tick
     if job.train_steps:
         return f" after {job.train_steps} steps"
     predicted_ns = job.gated_ns + job.light_ns  # steps are counted only where SM shares are possible
@@ -240,9 +256,10 @@ def rest_s(tick_ns: int) -> float:
 
 
 def run(config: Config) -> None:
-    """Own the domain until SIGTERM or SIGINT, then leave it as if there had been no daemon.
+    """Own the domain until SIGTERM, SIGINT or SIGHUP, then leave it as if there had been no daemon.
 
-    Raises ConfigError, TableError, DaemonError (another daemon, no MPS); what was taken is given back.
+    Raises ConfigError, TableError (a domain that was reset, too), DaemonError (another daemon, no MPS); what was taken
+    is given back.
     """
     policy = policies.load(config.policy, setting=f"config {config.source}: policy" if config.source else "policy")
     domain = choose_domain(None, config)

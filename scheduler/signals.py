@@ -1,4 +1,4 @@
-"""Waiting that SIGTERM and SIGINT end, so that a daemon always leaves through its own front door.
+"""Waiting that SIGTERM, SIGINT and SIGHUP end, so that a daemon always leaves through its own front door.
 
 The handlers only remember the signal. What wakes the waiter is the byte that CPython's C handler writes:
 setting a `threading.Event` from a handler can deadlock on the Event's own lock.
@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
@@ -33,11 +33,12 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Catch SIGTERM and SIGINT for the block; main thread only. Handlers are as before afterwards."""
+    """Catch them for the block, unless ignored (nohup); main thread only. Handlers are as before afterwards."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     stop = StopSignals(read_fd)
     before_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, stop.remember) for number in _SIGNALS}
+    minded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.remember) for number in minded}
     try:
         yield stop
     finally:

@@ -204,6 +204,7 @@ class TrainerPlan(NamedTuple):
 
 STRICT_PLAN = Plan(LEAD_ALWAYS)  # also what a job does that no daemon has planned for
 FREE_PLAN = Plan(LEAD_NEVER)
+GATED_FREE_PLAN = Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)  # never closes either, but trainers keep their hooks: they count
 
 
 Reason = Literal["alone", "load", "residual"]

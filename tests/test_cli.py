@@ -169,6 +169,23 @@ def test_without_a_daemon_only_plans_that_are_there_are_spoken_of() -> None:
         assert "daemon   none\n" in render(status.status_of(table, 0))
 
 
+def test_names_are_shown_as_they_are() -> None:
+    table = MemoryTable()
+    names = ("gpt2[/old]", "run[lr=1e-3]")
+    for name, priority in zip(names, ("high", "low"), strict=True):
+        table.add_job(name=name, priority=priority, engine=1, ttft_slo_ns=1)
+    said = render(status.status_of(table, 0))
+    assert all(name in said for name in names)
+
+
+def test_requests_that_outran_a_hold_and_a_prediction_are_told() -> None:
+    table = MemoryTable()
+    table.add_job(name="chat", requests_overdue=2, open_requests=1, remaining_ns=0)
+    said = render(status.status_of(table, 0))
+    assert "2 ran longer than max_hold" in " ".join(said.split())
+    assert "0 ns" not in said
+
+
 def test_status_reads_well_at_80_columns() -> None:
     said = render(status.status_of(busy_table(), 0))
     assert max(len(line) for line in said.splitlines()) <= 80

@@ -68,6 +68,8 @@ def test_a_job_that_the_file_does_not_name_has_the_defaults() -> None:
         ("[jobs.chat]\nslow = '5ms'", ["jobs.chat.slow", "did you mean 'slo'", "priority, slo, target"]),
         ("[jobs.chat]\npriority = 'urgent'", ["jobs.chat.priority = 'urgent'", '"high"', '"low"']),
         ("[jobs.chat]\npriority = 'hihg'", ["did you mean 'high'"]),
+        ("[jobs.'']\nslo = '5ms'", ["name = ''", "1 to 47 bytes"]),
+        ("[jobs.x]\nslo = '5ms'\nfloor = 0.1", ["jobs.x.floor = 0.1", "priority 'low', which have no SLO"]),
         ("[metrics]\nlisten = ':9464'", ["metrics.listen = ':9464'", '"127.0.0.1:9464"']),
         ("[metrics]\nlisten = 9464", ["metrics.listen = 9464", "HOST:PORT"]),
         ("[metrics]\nlisten = 'localhost:0'", ["from 1 to 65535"]),

@@ -124,7 +124,7 @@ def test_joining_and_leaving_are_said_once(caplog: pytest.LogCaptureFixture) -> 
     said = [message for message in caplog.messages if "chat" in message]
     assert said == [
         f"joined: chat (high, cpu, SLO 50 ms, pid {os.getpid()})",
-        f"left: chat after 7 requests (pid {os.getpid()})",
+        f"left: chat after at least 7 requests (pid {os.getpid()})",
     ]
 
 
@@ -171,7 +171,7 @@ def test_a_row_that_was_used_again_is_another_job(caplog: pytest.LogCaptureFixtu
     domain.tick()
     assert [message.split(" (")[0] for message in caplog.messages] == [
         "joined: first",
-        "left: first after 0 requests",
+        "left: first after at least 0 requests",
         "joined: second",
     ]
 
@@ -201,6 +201,19 @@ def test_an_infeasible_slo_of_an_engine_is_said_of_its_tokens(caplog: pytest.Log
 
 def shares_told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message.split(" but ")[0] for message in caplog.messages if message.startswith("share:")]
+
+
+def test_a_service_whose_requests_outrun_a_hold_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    domain = Domain("strict")
+    domain.table.publish_limits(max_hold_ns=100 * MS, breather_ns=0, quantum_ns=1)
+    row = domain.table.add_job(name="chat")
+    domain.tick()
+    assert "max_hold" not in caplog.text
+    for overdue in (1, 2):
+        domain.table.row(row).requests_overdue = overdue
+        domain.tick()
+    (said,) = [message for message in caplog.messages if message.startswith("overdue: ")]
+    assert "chat run longer than limits.max_hold, 100 ms" in said
 
 
 def test_a_share_that_isolates_nothing_is_told_once_per_job(caplog: pytest.LogCaptureFixture) -> None:
@@ -277,21 +290,33 @@ def test_plans_in_words(plan: Plan, words: str) -> None:
     assert describe(plan) == words
 
 
-def test_serving_ends_with_the_signal_and_the_handlers_come_back() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_serving_ends_with_the_signal_and_the_handlers_come_back(number: signal.Signals) -> None:
     """The signal arrives during a tick: that tick is finished, and no further one begins."""
     domain = Domain("strict")
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def clock() -> int:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return domain.clock()
 
     with stop_signals() as stop:
         serve(domain.daemon, stop, clock)
-        assert stop.received is signal.SIGTERM
+        assert stop.received is number
         assert stop.wait(3600)  # at once: it was asked before
     assert domain.table.header.daemon_heartbeat_ns == domain.clock()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def only_job(domain: str) -> JobView:
     return job
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_daemon_that_is_asked_to_stop_leaves_nothing(
     start_daemon: Callable[..., Process], domain: str, number: signal.Signals
 ) -> None:
@@ -117,6 +117,14 @@ def test_a_second_daemon_refuses_and_names_the_first(
     assert f"already has a daemon: pid {first.pid} on {os.uname().nodename}" in said
     assert second.finish() == 2
     assert first.end(signal.SIGTERM) == 0
+
+
+def test_a_daemon_whose_domain_was_reset_says_so_and_ends(start_daemon: Callable[..., Process], domain: str) -> None:
+    daemon = start_daemon()
+    assert Table.unlink(domain, force=True)
+    assert "was reset beneath its daemon" in daemon.wait_for("herald: error:")
+    assert daemon.finish() == 2
+    assert traces(domain) == []
 
 
 def test_after_kill_9_a_new_daemon_takes_over_at_once(start_daemon: Callable[..., Process], domain: str) -> None:

@@ -12,9 +12,11 @@ def test_a_service_in_words() -> None:
     row = table.add_job(name="chat", slo_ns=50 * MS, slo_met=199, slo_missed=1, open_requests=2)
     table.record(row, latency_ns=30 * MS, count=200)
     table.publish_feasibility(row, table.job(row).generation, "load", 60 * MS)
+    table.row(row).requests_overdue = 3
     assert str(table.job(row)).splitlines() == [
         "chat (priority high, cpu)",
         "  requests: 200 done, 2 open",
+        "  overdue: 3 ran longer than max_hold, beside training from then on",
         "  SLO met: 99.50% of requests, target 99.00%",
         "  latency: p50 30.7 ms, p99 30.7 ms, SLO 50 ms",
         "  too many are late behind a closed gate, too: the load is too high, or the host",

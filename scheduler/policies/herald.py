@@ -27,13 +27,14 @@ from typing import NamedTuple
 
 from herald.config import did_you_mean
 from herald.errors import ConfigError
-from herald.layout import LEAD_NEVER, NO_QUEUE_LIMIT
+from herald.layout import NO_QUEUE_LIMIT
 from herald.scheduler import feedback, queueing
 from herald.scheduler.device_view import GUESSED_INFLATION, WORTH_A_SHARE, DeviceView, KnownService
 from herald.scheduler.prediction import RELEASE_NS, paced_plan
 from herald.scheduler.snapshot import (
     CLOSED,
     FREE_PLAN,
+    GATED_FREE_PLAN,
     OPEN,
     STRICT_PLAN,
     Decision,
@@ -214,8 +215,7 @@ class Herald:
 
     def _plan(self, view: DeviceView, known: KnownService, mode: Mode, limit: int) -> Plan:
         if limit == queueing.FREE:
-            # Without time as a means there is only space to choose, and hooks that rest would count nothing.
-            return FREE_PLAN if self.time else Plan(LEAD_NEVER, NO_QUEUE_LIMIT - 1)
+            return FREE_PLAN if self.time else GATED_FREE_PLAN  # which SMs are worth it is told by what hooks count
         if limit == 0:
             return STRICT_PLAN
         limit = limit if limit < queueing.NO_LIMIT else NO_QUEUE_LIMIT
