@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from herald.durations import format_ns
 from herald.experiments.timeline import Op, Stretch, Timeline, lanes, queue_lengths
 
 Event = dict[str, Any]
@@ -57,7 +58,7 @@ def _requests(timeline: Timeline) -> Iterator[Event]:
 def _gate(timeline: Timeline) -> Iterator[Event]:
     yield _process(_GATE, "gate of heavy ops")
     median_ns, longest_ns = timeline.gap_ns
-    yield _thread(_GATE, 1, f"closed (looked at every {median_ns / 1e3:.0f} us, {longest_ns / 1e3:.0f} at most)")
+    yield _thread(_GATE, 1, f"closed (sampled every {format_ns(median_ns)}, longest gap {format_ns(longest_ns)})")
     yield from (_lasting(stretch, (_GATE, 1), "gate", timeline) for stretch in timeline.closed)
 
 

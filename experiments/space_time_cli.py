@@ -106,13 +106,7 @@ def _timeline(arguments: argparse.Namespace) -> int:
     origin = {"date": provenance.now(), **provenance.of_command(arguments.commit)}
     trace = chrome_trace.write(found, arguments.out / f"{stem}.json", origin)
     picture = timeline_picture.draw(found, arguments.out / f"{stem}.png")
-    median_ns, longest_ns = found.gap_ns
-    print(
-        f"{found.num_met} of {len(found.requests)} requests within {found.slo_ms:.1f} ms, "
-        f"{len(found.steps)} training steps, {len(found.ops)} ops;\n"
-        f"the gate was looked at every {median_ns / 1e3:.0f} us, {longest_ns / 1e3:.0f} us at most.\n"
-        f"Trace, for https://ui.perfetto.dev: {trace}\nPicture: {picture}"
-    )
+    print(f"{timeline.summary(found)}\nTrace, for https://ui.perfetto.dev: {trace}\nPicture: {picture}")
     return 0
 
 

@@ -1,13 +1,14 @@
 """Figures of sweeps, from numbers that `sweep_analysis` computed."""
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from herald.experiments import arrivals as arrivals_data
 from herald.experiments import sweeps
 from herald.experiments.figures import colour, pyplot, scale_x
+from herald.experiments.label_places import Box, along, placed
 from herald.experiments.rows import Row, of_kind
 from herald.experiments.settings import SETTINGS
 from herald.experiments.sweep_analysis import Outcome, Standing
@@ -21,28 +22,9 @@ _HERALD = "*"
 _FARTHEST = 10.0  # times the SLO or alone: what is beyond is drawn at the edge
 
 
-class Box(NamedTuple):
-    """A place in a panel, in shares of the panel's width and height."""
-
-    x: float
-    y: float
-    half_width: float
-    half_height: float
-
-    def meets(self, other: "Box") -> bool:
-        """Whether the two overlap."""
-        near = abs(self.x - other.x) < self.half_width + other.half_width
-        return near and abs(self.y - other.y) < self.half_height + other.half_height
-
-    def covers(self, x: float, y: float) -> bool:
-        """Whether the point is inside."""
-        return abs(self.x - x) < self.half_width and abs(self.y - y) < self.half_height
-
-
 _STAR = (0.03, 0.04)  # half of its width and of its height in a panel of the overview
 _MARKER = (0.02, 0.025)
-_LETTER = (0.008, 0.02)  # of a label's text
-_EDGES = (Box(-1, 0.5, 1, 1), Box(2, 0.5, 1, 1), Box(0.5, -1, 1, 1), Box(0.5, 2, 1, 1))
+_CAP = 0.006  # of the bar of a marker, half of the width
 
 
 def frontier(standing: Standing, path: Path) -> Path:
@@ -60,7 +42,7 @@ def frontier(standing: Standing, path: Path) -> Path:
         low = _low(0.4, [over_slo for _, over_slo in shown])
         _finish(ax, standing, f"SLO {factor:g} x p99 alone", "inference p99 / SLO", low)
     axes[0][0].set_ylabel("training relative to alone")
-    _legend(figure, axes[0])
+    _legend(figure, axes[0], [standing])
     figure.suptitle(standing.title, fontsize=11)
     return _saved(plt, figure, path)
 
@@ -84,11 +66,10 @@ def overview(standings: Sequence[Standing], path: Path) -> Path:
             ax.axvline(factor, color="#000000", linewidth=0.8, linestyle=":")
         low = _low(0.8, [ratio for _, ratio in shown])
         _finish(ax, standing, standing.name, "inference p99 / alone (dotted: SLOs)", low)
-        mine = [o for factor in standing.factors if (o := standing.controllers.get(factor)) is not None]
-        _join(ax, mine, shown)
+        _join(ax, standing, shown)
     for line in axes:
         line[0].set_ylabel("training relative to alone")
-    _legend(figure, panels)
+    _legend(figure, panels, standings, "1.5x: Herald at that SLO")
     return _saved(plt, figure, path)
 
 
@@ -175,12 +156,13 @@ def _mark(ax: "Axes", outcome: Outcome, x: float) -> None:
         _write(ax, f"{x:.0f} \N{RIGHTWARDS ARROW}", (_FARTHEST, relative.value), **beside)
 
 
-def _join(ax: "Axes", outcomes: Sequence[Outcome], shown: Sequence[tuple[Outcome, float]]) -> None:
-    """A line through the outcomes and each one's SLO beside it, clear of what is shown. The axes' limits are set."""
-    found = [(o, (min(o.p99_ratio, _FARTHEST), o.relative.value)) for o in outcomes if o.p99_ratio and o.relative]
+def _join(ax: "Axes", standing: Standing, shown: Sequence[tuple[Outcome, float]]) -> None:
+    """A line through Herald's outcomes and each one's SLO beside it, clear of what is shown. The limits are set."""
+    mine = [o for factor in standing.factors if (o := standing.controllers.get(factor)) is not None]
+    found = [(o, (min(o.p99_ratio, _FARTHEST), o.relative.value)) for o in mine if o.p99_ratio and o.relative]
     if not found:
         return
-    ax.plot(*zip(*(place for _, place in found), strict=True), color=_colour(outcomes[0]), linewidth=1, alpha=0.6)
+    ax.plot(*zip(*(place for _, place in found), strict=True), color=_colour(found[0][0]), linewidth=1, alpha=0.6)
 
     def box(place: tuple[float, float], half: tuple[float, float]) -> Box:
         x, y = (ax.transScale + ax.transLimits).transform(place)
@@ -188,34 +170,22 @@ def _join(ax: "Axes", outcomes: Sequence[Outcome], shown: Sequence[tuple[Outcome
 
     stars = [(f"{o.slo_factor:g}x", box(place, _STAR)) for o, place in found]
     others = [box((min(x, _FARTHEST), o.relative.value), _MARKER) for o, x in shown if o.relative]
-    for text, label in placed(stars, others):
-        _write(ax, text, (label.x, label.y), xycoords="axes fraction", ha="center", va="center")
+    thin = [bar for o, x in shown if (bar := _bar(o, min(x, _FARTHEST), box))]
+    thin += [Box(box((factor, 0), (0, 0)).x, 0.5, 0, 0.5) for factor in standing.factors]
+    thin += [] if standing.load is None else [Box(0.5, box((1, 1 - standing.load), (0, 0)).y, 0.5, 0)]
+    thin += chain.from_iterable(along(a, b) for (_, a), (_, b) in pairwise(stars))
+    for label in placed(stars, others, thin):
+        leader = {"arrowstyle": "-", "color": "#555555", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+        centred: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "va": "center"}
+        _write(ax, label.text, label.of, xytext=label.box[:2], arrowprops=leader, **centred)
 
 
-def placed(stars: Sequence[tuple[str, Box]], others: Iterable[Box]) -> list[tuple[str, Box]]:
-    """A label for each star, one for those that hide each other, on the side where it meets the fewest of the rest."""
-    groups: list[list[tuple[str, Box]]] = []
-    for star in stars:
-        hidden = [group for group in groups if any(box.covers(*star[1][:2]) for _, box in group)]
-        groups = [*(group for group in groups if group not in hidden), [*chain.from_iterable(hidden), star]]
-    taken = [*_EDGES, *others, *(box for _, box in stars)]
-    labels = []
-    for group in groups:
-        text = ", ".join(name for name, _ in group)
-        sides = _beside([box for _, box in group], len(text) * _LETTER[0], _LETTER[1])
-        label = min(sides, key=lambda side: sum(map(side.meets, taken)))
-        taken.append(label)
-        labels.append((text, label))
-    return labels
-
-
-def _beside(boxes: Sequence[Box], half_width: float, half_height: float) -> list[Box]:
-    """Boxes of that size below, above, right and left of all those."""
-    left, right = min(b.x - b.half_width for b in boxes), max(b.x + b.half_width for b in boxes)
-    bottom, top = min(b.y - b.half_height for b in boxes), max(b.y + b.half_height for b in boxes)
-    x, y = (left + right) / 2, (bottom + top) / 2
-    places = ((x, bottom - half_height), (x, top + half_height), (right + half_width, y), (left - half_width, y))
-    return [Box(*place, half_width, half_height) for place in places]
+def _bar(outcome: Outcome, x: float, box: Callable[[tuple[float, float], tuple[float, float]], Box]) -> Box | None:
+    """Where the spread of a marker is drawn."""
+    if outcome.relative is None:
+        return None
+    low, high = (box((x, y), (0, 0)).y for y in (outcome.relative.low, outcome.relative.high))
+    return Box(box((x, 0), (0, 0)).x, (low + high) / 2, _CAP, (high - low) / 2)
 
 
 def _write(ax: "Axes", text: str, place: tuple[float, float], **style: Any) -> None:
@@ -235,10 +205,28 @@ def _finish(ax: "Axes", standing: Standing, title: str, xlabel: str, low: float)
     ax.grid(alpha=0.25)
 
 
-def _legend(figure: Any, axes: Iterable["Axes"]) -> None:
-    """One for all panels, each name once."""
+def _legend(figure: Any, axes: Iterable["Axes"], standings: Iterable[Standing], *notes: str) -> None:
+    """One for all panels, each name once; its title says what markers and labels mean."""
     named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), fontsize=8, loc="outside right center")
+    labels = twins_together(list(named))
+    mps = any(SETTINGS[o.setting].mps for standing in standings for o, _ in _drawn(standing))
+    title = "\n".join(["hollow: under MPS"] * mps + list(notes))
+    figure.legend(
+        [named[label] for label in labels],
+        labels,
+        title=title,
+        fontsize=8,
+        title_fontsize=8,
+        alignment="left",
+        loc="outside right center",
+    )
+
+
+def twins_together(labels: Sequence[str]) -> list[str]:
+    """Each setting's two MPS states one after the other, where the second of them was."""
+    families = [label.removesuffix("-mps") for label in labels]
+    last = {family: place for place, family in enumerate(families)}
+    return sorted(labels, key=lambda label: last[label.removesuffix("-mps")])
 
 
 def _colour(outcome: Outcome) -> str:

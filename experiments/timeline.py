@@ -122,6 +122,31 @@ class Timeline:
         """Requests shown that met the SLO."""
         return sum(request.latency_ms <= self.slo_ms for request in self.requests)
 
+    @property
+    def met_told(self) -> str:
+        """How many requests met the SLO, and where that is from."""
+        origin = f"{SLO_FACTOR:g} x p99 alone, measured before" if self.options.slo_ms is None else "--slo"
+        return f"{self.num_met} of {len(self.requests)} requests met the SLO of {self.slo_ms:.1f} ms ({origin})"
+
+    @property
+    def title(self) -> str:
+        """What ran, and under what."""
+        options = self.options
+        mps = ", MPS" if options.mps else ""
+        return f"{options.pair.inference} beside {options.pair.training}, policy {options.policy}{mps}"
+
+
+def summary(timeline: Timeline) -> str:
+    """For a terminal."""
+    median_ns, longest_ns = timeline.gap_ns
+    return (
+        f"{timeline.title}\n"
+        f"{timeline.met_told}\n"
+        f"{len(timeline.steps)} training steps, {len(timeline.ops)} ops\n"
+        f"The gate's state is sampled: every {format_ns(median_ns)} (median), longest gap {format_ns(longest_ns)};\n"
+        "a close or an opening that is shorter than the gap it falls into is not shown."
+    )
+
 
 def run(options: Options, *, log_dir: Path) -> Timeline:
     """Measure. Raises WorkerError, DaemonFailed."""

@@ -68,17 +68,9 @@ def draw(timeline: Timeline, path: Path) -> Path:
 
 
 def _draw_title(axes: "Axes", timeline: Timeline) -> None:
-    options = timeline.options
-    canvas.title(
-        axes,
-        0.3,
-        0.28,
-        f"{options.pair.inference} beside {options.pair.training}, policy {options.policy}"
-        f"{', MPS' if options.mps else ''}",
-        _WIDTH_IN - 0.6,
-    )
+    canvas.title(axes, 0.3, 0.28, timeline.title, _WIDTH_IN - 0.6)
     said = (
-        f"{timeline.num_met} of {len(timeline.requests)} requests within {timeline.slo_ms:.1f} ms; "
+        f"{timeline.met_told}; "
         f"gate closed {busy_share(timeline.closed, timeline.length_ns):.0%} of the time; "
         f"{len(timeline.steps)} training steps"
     )

@@ -9,6 +9,8 @@ import argparse
 import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from herald.table import Table
 _INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
 _OPTIONS_WITH_VALUE = "WX"
 _OPTIONS_WITH_TARGET = "mc"
+_LACKS_HERALD = 77  # an exit code that no interpreter has of its own
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def _become(arguments: argparse.Namespace) -> int:
     words = attached(command, domain, arguments.name) if arguments.priority == "low" else command
     if device == "cpu" and arguments.priority == "low":
         use_idle_class()
+    if arguments.priority == "low":
+        _check_has_herald(words)
     try:
         os.execvpe(words[0], words, environment)
     except OSError as error:
@@ -136,6 +141,19 @@ def attached(command: Sequence[str], domain: str, name: str | None) -> list[str]
         name or python.title,
         *python.target,
     ]
+
+
+def _check_has_herald(words: Sequence[str]) -> None:
+    """Another interpreter would only say that it finds no `herald.bootstrap`. Raises ConfigError."""
+    interpreter = shutil.which(words[0])
+    if interpreter is None or interpreter == sys.executable:
+        return
+    options = words[1 : words.index("-m")]
+    look = f"import importlib.util, sys; sys.exit({_LACKS_HERALD} * (importlib.util.find_spec('herald') is None))"
+    if subprocess.run([interpreter, *options, "-c", look], check=False).returncode == _LACKS_HERALD:
+        raise ConfigError(
+            f"herald run: {interpreter} has no herald: install it there, or run the program with {sys.executable}"
+        )
 
 
 def _device(wanted: str) -> Literal["cpu", "cuda"]:
@@ -169,12 +187,12 @@ def main(domain: str, name: str, target: Sequence[str]) -> None:
         print(f"herald: error: herald run: {target[0]}: no such file", file=sys.stderr)
         raise SystemExit(2)
     try:
-        job = attach_stand_in(domain, name)
+        attach_stand_in(domain, name)
     except HeraldError as error:
         print(f"herald: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    with job:
-        run_target(target)
+    # The job is detached at exit (`detach_all`) and not here: threads may go on training when the main one is done.
+    run_target(target)
 
 
 def attach_stand_in(domain: str, name: str) -> herald.Job:

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from typing_extensions import override
+
 import herald
+from herald.config import did_you_mean
 from herald.errors import HeraldError
 from herald.settings import Settings
 
@@ -70,11 +73,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses a word that it does not know itself: argparse leaves that to the outermost parser, with its usage.
+
+    Parsers of commands are of this class, too: `add_subparsers` makes them of its own parser's.
+    """
+
+    @override
+    def parse_known_args(  # type: ignore[override]  # typeshed has an overload for each kind of namespace
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown)}")
+        return found, unknown
+
+    def _hint(self, unknown: Sequence[str]) -> str:
+        names = tuple(self._option_string_actions)
+        hints = [did_you_mean(word.partition("=")[0], names) for word in unknown if word.startswith("--")]
+        return next(filter(None, hints), f"; see `{self.prog} --help`")
+
+
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse with the real parser of the command that is used and a title for each of the others."""
-    parser = argparse.ArgumentParser(
-        prog="herald", description="Share one GPU between inference with an SLO and best-effort training."
-    )
+    parser = _Parser(prog="herald", description="Share one GPU between inference with an SLO and best-effort training.")
     parser.add_argument("--version", action="version", version=f"herald {herald.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     used = next((word for word in words if not word.startswith("-")), None)

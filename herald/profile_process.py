@@ -126,6 +126,8 @@ class ProfileProcess:
             return f"{self._python} ended (exit code {code}) before it began: is Herald installed for that Python?"
         if self._order.function:
             return f"{self._order.function} ended the process (exit code {code}): a step function has to return"
+        if code:
+            return f"the program failed (exit code {code}; see what it said above) with {self._seen()}"
         return (
             f"the program ended (exit code {code}) with {self._seen()}; an iteration is from one step of a torch.optim "
             "optimizer to the next: let it run longer, or profile FILE.py:FUNCTION"

@@ -1,6 +1,7 @@
 """`herald.attach`: from what a person says to an attached job."""
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -8,8 +9,7 @@ from herald import config as config_file
 from herald.config import Config, JobConfig, did_you_mean
 from herald.durations import format_ns
 from herald.errors import AttachError, ConfigError
-from herald.hooks import devices, learned
-from herald.hooks.disabled import DisabledJob
+from herald.hooks import devices, disabled, learned
 from herald.hooks.job import Job
 from herald.hooks.service import HighJob
 from herald.hooks.trainer import LowJob, relieved_stand_in
@@ -49,23 +49,25 @@ def attach(
     """
     devices.check_model(model)
     settings = Settings.from_env()
-    chosen = config or settings.config
+    chosen = _path("config", config) if config else settings.config
     file = config_file.load(chosen) if chosen else Config()
-    name = check_name(name or (type(model).__name__[:NAME_BYTES] if model is not None else "job"))
+    name = check_name(_default_name(model) if name is None else name)
     job = file.job(name)
     urgency = _priority(priority, job)
     promised = _slo(slo, job, urgency)
     domain = check_domain(domain or file.domain or settings.domain)
+    known = None if profile is None else _path("profile", profile)
     if settings.disabled:
-        return DisabledJob(name, urgency)
+        disabled.check(device, known)
+        return disabled.DisabledJob(name, urgency)
     _refuse_several_ranks(urgency)
     if file.jobs and name not in file.jobs:
         near = did_you_mean(name, tuple(file.jobs))
         _log.warning("job %r has no [jobs.%s] in %s%s: nothing said there holds for it", name, name, chosen, near)
     _tell_overruled(file, job, urgency, promised)
     where = devices.resolve(device, model)
-    if profile is not None:
-        learned.load(profile, where.cuda_index, file.classes.light_percent)
+    if known is not None:
+        learned.load(known, where.cuda_index, file.classes.light_percent)
     table = Table.open(domain)
     _tell_without_daemon(table)
     if urgency == "high":
@@ -75,6 +77,17 @@ def attach(
     light_percent = file.classes.light_percent
     with relieved_stand_in(name, domain):
         return LowJob(table, where, name=name, light_percent=light_percent, weight=job.weight, floor=job.floor)
+
+
+def _default_name(model: "torch.nn.Module | None") -> str:
+    return type(model).__name__[:NAME_BYTES] if model is not None else "job"
+
+
+def _path(setting: str, given: object) -> Path:
+    try:
+        return Path(os.fsdecode(given))  # type: ignore[arg-type]
+    except TypeError as e:
+        raise ConfigError(f"{setting} = {given!r} is not a path: give the path of a file") from e
 
 
 def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:

@@ -34,13 +34,12 @@ def resolve(device: "str | torch.device | None", model: "torch.nn.Module | None"
     """The device given, else the model's, else the current GPU, else the CPU. Raises ConfigError or AttachError."""
     import torch
 
-    chosen = _parse(device) if device is not None else _of_model(model)
+    chosen = parse(device) if device is not None else _of_model(model)
     if chosen is None:
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _check_type(chosen)
     if chosen.type == "cpu":
         return JobDevice("cpu", None, False)
-    if chosen.type != "cuda":
-        raise ConfigError(f"device = {str(chosen)!r}: Herald schedules 'cpu' and 'cuda' devices")
     if not torch.cuda.is_available():
         raise AttachError(
             f"device = {str(chosen)!r}: this torch ({torch.__version__}) sees no GPU; see `herald doctor`"
@@ -50,6 +49,18 @@ def resolve(device: "str | torch.device | None", model: "torch.nn.Module | None"
         raise ConfigError(f"device = {str(chosen)!r}: this process sees {torch.cuda.device_count()} GPU(s)")
     torch.zeros(1, device=torch.device("cuda", index))  # creates the context that host memory is registered with
     return JobDevice(gpu_name(index), index, is_mps_client())
+
+
+def parse(device: "str | torch.device") -> "torch.device":
+    """The device meant, whether it is there or not. Raises ConfigError for one that Herald does not schedule."""
+    import torch
+
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ConfigError(f"device = {device!r} is not a device: give 'cpu', 'cuda' or 'cuda:N'") from e
+    _check_type(parsed)
+    return parsed
 
 
 def check_model(model: object) -> None:
@@ -87,13 +98,9 @@ def _ask_mps(command: str) -> str:
         return ""
 
 
-def _parse(device: "str | torch.device") -> "torch.device":
-    import torch
-
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as e:
-        raise ConfigError(f"device = {device!r} is not a device: give 'cpu', 'cuda' or 'cuda:N'") from e
+def _check_type(device: "torch.device") -> None:
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {str(device)!r}: Herald schedules 'cpu' and 'cuda' devices")
 
 
 def _of_model(model: "torch.nn.Module | None") -> "torch.device | None":

@@ -121,7 +121,8 @@ class ForwardRequests:
         self._model = model
         self._had_own = "forward" in model.__dict__
         self._original: Callable[..., Any] = model.forward
-        self._wrapper = _wrapper_class()(self._original, begin)
+        of_class = not self._had_own and getattr(self._original, "__self__", None) is model
+        self._wrapper = _wrapper_class()(self._original, begin, model if of_class else None)
         model.forward = self._wrapper
 
     def remove(self) -> None:
@@ -146,10 +147,13 @@ def _wrapper_class() -> Any:
     import torch
 
     class RequestForward:
-        def __init__(self, original: Callable[..., Any], begin: Callable[[], Any] | None) -> None:
+        def __init__(self, original: Callable[..., Any], begin: Callable[[], Any] | None, model: Any) -> None:
+            # Its signature is asked for, by `generate` for one. First, since it brings the attributes of `original`,
+            # which may be another library's stand-in with an `original` of its own.
+            functools.update_wrapper(self, original)
             self.original = original
             self.begin = begin
-            functools.update_wrapper(self, original)  # its signature is asked for, by `generate` for one
+            self.model = model  # None where `original` is not the class's forward, but one of the instance's own
 
         # Not traced by torch.compile: what it calls is.
         @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
@@ -160,19 +164,20 @@ def _wrapper_class() -> Any:
             with request:
                 return self.original(*args, **kwargs)
 
-        # A copy or a pickle of the model is an ordinary model: it must not run, or count for, this one.
-        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-            return _plain_forward(memo.get(id(_owner(self.original)), _owner(self.original)))
-
+        # A copy or a pickle of the model is an ordinary model: it must not run, or count for, this one. This is also
+        # what `copy.deepcopy` goes by: it copies the arguments, among them the model, which it has begun already.
         def __reduce__(self) -> Any:
-            return _plain_forward, (_owner(self.original),)
+            if self.model is None:
+                return _same, (self.original,)
+            # Not the bound method itself: it is pickled by its name, which a decorator may have changed.
+            return _plain_forward, (self.model,)
 
     _wrapper = RequestForward
     return _wrapper
 
 
-def _owner(bound: Callable[..., Any]) -> Any:
-    return getattr(bound, "__self__", None)
+def _same(forward: Any) -> Any:
+    return forward
 
 
 def _plain_forward(model: Any) -> Any:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_a_name_that_the_config_does_not_have_is_told(
         ({"priority": "high", "slo": {"ttft": 5}}, r"slo\.ttft = 5 is not a duration"),
         ({"priority": "high", "slo": {}}, r"slo = \{\}: promises nothing"),
         ({"priority": "low", "name": 5}, r"name = 5: .*47 bytes"),
+        ({"priority": "low", "name": ""}, r"name = '': .*47 bytes"),
         ({"priority": "low", "name": "a\nb"}, r"name = 'a\\nb'.*printable"),
         ({"priority": "low", "name": "x" * 48}, r"47 bytes"),
         ({"priority": "low", "domain": "a/b"}, r"domain = 'a/b'"),
@@ -52,12 +54,17 @@ def test_a_name_that_the_config_does_not_have_is_told(
         ({"priority": "low", "device": "tpu"}, r"device = 'tpu'.*'cpu'"),
         ({"priority": "low", "device": "meta"}, r"device = 'meta'"),
         ({"priority": "low", "config": "/nowhere/herald.toml"}, r"/nowhere/herald.toml.*cannot be read"),
+        ({"priority": "low", "config": b"/nowhere/herald.toml"}, r"/nowhere/herald.toml.*cannot be read"),
+        ({"priority": "low", "config": 5}, r"config = 5 is not a path"),
         ({"priority": "low", "profile": "/nowhere/p.json"}, r"/nowhere/p.json.*cannot be read"),
+        ({"priority": "low", "profile": 5}, r"profile = 5 is not a path"),
     ],
 )
+@pytest.mark.parametrize("disable", ["0", "1"])
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
-    domain: str, arguments: dict[str, object], message: str
+    domain: str, arguments: dict[str, object], message: str, disable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HERALD_DISABLE", disable)
     with pytest.raises(herald.ConfigError, match=message):
         herald.attach(**({"device": "cpu"} | arguments))  # type: ignore[arg-type]
     assert domain not in herald.domains.domains() or Table.open(domain).jobs() == []
@@ -149,12 +156,13 @@ def test_one_low_priority_job_per_process(domain: str) -> None:
         assert [job.name for job in Table.open(domain).jobs()] == ["first"]
 
 
-def test_a_low_priority_job_serves_no_requests(domain: str) -> None:
-    with (
-        herald.attach(priority="low", device="cpu") as job,
-        pytest.raises(herald.ConfigError, match="'low'.*'high'"),
-    ):
-        job.request()
+@pytest.mark.parametrize("disable", ["0", "1"])
+def test_a_low_priority_job_serves_no_requests(domain: str, disable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERALD_DISABLE", disable)
+    with herald.attach(priority="low", device="cpu") as job:
+        for serve in (job.request, lambda: job.step("decode"), lambda: job.queued(0)):
+            with pytest.raises(herald.ConfigError, match="'low'.*'high'"):
+                serve()
 
 
 def test_one_rank_of_many_is_refused(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +191,39 @@ def test_disabled_herald_has_the_same_calls_and_no_effect(domain: str, monkeypat
     assert domain not in herald.domains.domains()
     with pytest.raises(herald.ConfigError, match="slo"):  # still checked: the setting is wrong either way
         herald.attach(model, priority="high", slo="50")
+
+
+@pytest.mark.usefixtures("domain")
+@pytest.mark.parametrize("disable", ["0", "1"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda job: job.begin(slo="junk"), "slo = 'junk'"),
+        (lambda job: job.request(arrival=-1.0), r"arrival = -1\.0"),
+        (lambda job: job.step("junk"), "kind = 'junk'"),
+        (lambda job: job.step("decode", deadline=-1.0), r"deadline = -1\.0"),
+        (lambda job: job.queued(-1), "queued = -1"),
+        (lambda job: job.save_profile("p.json"), "'high': op costs are learnt"),
+    ],
+)
+def test_a_wrong_call_of_a_service_is_an_error_also_where_herald_is_disabled(
+    wrong: Callable[[herald.Job], object], message: str, disable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERALD_DISABLE", disable)
+    with (
+        herald.attach(priority="high", slo="1s", device="cpu") as job,
+        pytest.raises(herald.ConfigError, match=message),
+    ):
+        wrong(job)
+
+
+def test_disabled_herald_needs_neither_the_device_nor_that_of_the_profile(
+    domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERALD_DISABLE", "1")
+    herald.Profile("NVIDIA H9000", None, "99.0", ()).save(tmp_path / "p.json")
+    herald.attach(priority="low", device="cuda:63", profile=tmp_path / "p.json")
+    assert domain not in herald.domains.domains()
 
 
 def test_training_is_bit_identical_with_and_without_herald(domain: str) -> None:

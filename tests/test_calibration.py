@@ -10,6 +10,7 @@ import torch
 
 from herald.cli import main
 from herald.experiments.calibration import capture, collect, operations, probes, sweep
+from herald.experiments.calibration.command import Progress
 from herald.experiments.calibration.replay import Loop, PlainBatch, Repeated, ReplayError
 from herald.experiments.process import Launch, WorkerError
 
@@ -135,6 +136,18 @@ def test_what_is_there_is_not_measured_again() -> None:
     assert "facts facts vgg/c" not in stage.log
 
 
+def test_how_much_there_is_to_measure_is_told_once_and_first() -> None:
+    told: list[tuple[int, int]] = []
+    given = collect.Options(device="cpu", mps=(False,), workloads=("vgg",))
+    measured = collect.run(
+        given, Stage().start, lambda op, mps: (op, mps) == ("sweep/a", False), lambda *numbers: told.append(numbers)
+    )
+    next(measured)
+    assert told == [(3, 2)]
+    assert len(list(measured)) == 1
+    assert told == [(3, 2)]
+
+
 def test_no_op_begins_after_the_limit() -> None:
     assert Stage().rows(end_s=0.0) == []
 
@@ -241,6 +254,28 @@ def test_the_command_writes_rows_and_goes_on_where_it_stopped(tmp_path: Path) ->
     rows = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert [row["op"] for row in rows] == ["sweep/relu-256"]
     assert rows[0]["provenance"]["machine"]["num_cpus"]
+
+
+def test_progress_says_how_far_it_is_in_80_columns() -> None:
+    progress = Progress((True, False), "8min")
+    begin = progress.begin(ops=3, missing=5)
+    assert "3 ops, with MPS and no MPS: 5 to measure, 1 are there already\n" in begin
+    assert "at most 8min in all" in begin
+    harms = {kind: {"p50": 1234.56} for kind in collect.PROBES}
+    op = "vgg16/aten::convolution_backward(Float[32, 512, 14, 14])"
+    rows = [
+        {"op": op, "mps": True, "call_ns": 123_456_789, "probes": harms},
+        {"op": "sweep/a", "mps": True, "skipped": "it broke " * 20},
+        {"op": "sweep/a", "mps": False, "call_ns": 1500, "probes": {kind: {"p50": -1.25} for kind in collect.PROBES}},
+    ]
+    heading, first, skipped, again, last = (line for row in rows for line in progress.lines(row))
+    assert heading.split() == ["with", "MPS", "op", "us", "compute", "memory", "small", "small-n"]
+    assert first.split()[:4] == ["1", "of", "5", "vgg16/convolution_backward(\N{HORIZONTAL ELLIPSIS}"]
+    assert skipped.startswith("  2 of 5   sweep/a ") and "skipped: it broke" in skipped
+    assert again.startswith("no MPS ")
+    assert last.split() == ["3", "of", "5", "sweep/a", "1.5", "-1.2", "-1.2", "-1.2", "-1.2"]
+    assert progress.left == 2
+    assert all(len(line) <= 80 for line in (*begin.splitlines(), heading, first, skipped, again, last))
 
 
 @pytest.mark.parametrize(

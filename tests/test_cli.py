@@ -62,6 +62,30 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "invalid choice: 'stauts'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "run --priority low --nmae x -- python t.py",
+            "herald run: error: unrecognized arguments: --nmae (did you mean '--name'?)",
+        ),
+        ("status --jsn=1", "herald status: error: unrecognized arguments: --jsn=1 (did you mean '--json'?)"),
+        ("experiment frontier --sedes=3", "herald experiment frontier: error: unrecognized arguments: --sedes=3 (did"),
+        ("status now", "herald status: error: unrecognized arguments: now; see `herald status --help`"),
+        ("--loud status", "herald: error: unrecognized arguments: --loud; see `herald --help`"),
+    ],
+)
+def test_an_unknown_word_is_refused_by_the_command_that_does_not_know_it(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(words.split())
+    assert left.value.code == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.startswith(f"usage: {said.partition(':')[0]} ")
+
+
 def test_an_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["daemon", "--policy", "lax"]) == 2
     said = capsys.readouterr().err

@@ -3,6 +3,10 @@
 import copy
 import inspect
 import pickle
+import types
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +125,97 @@ def test_copies_and_pickles_of_an_attached_model_are_ordinary_models(table: Tabl
                 other.bias.fill_(1)
             assert torch.equal(other(torch.randn(2, 4)), torch.ones(2, 4))
         assert job.stats().requests_begun == 0
+
+
+def doubled(model: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return 2 * torch.nn.Linear.forward(model, x)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param(lambda model: types.MethodType(doubled, model), id="method"),
+        pytest.param(lambda model: partial(doubled, model), id="partial"),  # as accelerate's hooks
+    ],
+)
+def test_a_copy_keeps_the_forward_that_an_instance_had_of_its_own(
+    table: Table, own: Callable[[torch.nn.Linear], Any]
+) -> None:
+    model = torch.nn.Linear(1, 1)
+    model.forward = own(model)  # type: ignore[method-assign]
+    with herald.attach(model, priority="high") as job:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.weight.zero_()
+            other.bias.fill_(3)
+        assert other(torch.ones(1)).item() == 6
+        assert job.stats().requests_begun == 0
+
+
+def test_a_copy_keeps_a_function_as_it_is(table: Table) -> None:
+    model = torch.nn.Linear(1, 1)
+    model.forward = forward = lambda x: x + 7  # type: ignore[method-assign]
+    with herald.attach(model, priority="high") as job:
+        assert copy.deepcopy(model).forward is forward
+        assert job.stats().requests_begun == 0
+
+
+def test_a_pickle_keeps_the_forward_that_an_instance_had_of_its_own(table: Table) -> None:
+    model = torch.nn.Linear(1, 1)
+    model.forward = partial(doubled, model)  # type: ignore[method-assign]
+    with herald.attach(model, priority="high") as job:
+        other = pickle.loads(pickle.dumps(model))
+        with torch.no_grad():
+            other.weight.zero_()
+            other.bias.fill_(3)
+        assert other(torch.ones(1)).item() == 6
+        assert job.stats().requests_begun == 0
+
+
+def undisguised(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def inner(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return forward(model, x)
+
+    return inner
+
+
+class Decorated(torch.nn.Module):
+    @undisguised
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+class Static(torch.nn.Module):
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+@pytest.mark.parametrize("model", [Decorated(), Static()], ids=["decorated", "static"])
+def test_copies_and_pickles_have_their_classs_forward_whatever_it_is(table: Table, model: torch.nn.Module) -> None:
+    x = torch.ones(1)
+    expected = model(x)
+    with herald.attach(model, priority="high", device="cpu") as job:
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x), expected)
+        assert job.stats().requests_begun == 0
+
+
+def test_a_forward_with_attributes_is_run_whatever_they_are_called(table: Table) -> None:
+    """Another library's stand-in may keep what it stands in for under the name that Herald's uses."""
+
+    class Doubled:
+        def __init__(self, original: Callable[..., torch.Tensor]) -> None:
+            self.original = original
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * self.original(x)
+
+    model = torch.nn.Identity()
+    model.forward = Doubled(model.forward)  # type: ignore[method-assign]
+    with herald.attach(model, priority="high", device="cpu") as job:
+        assert model(torch.ones(1)).item() == 2
+        assert job.stats().requests_done == 1
 
 
 @pytest.mark.parametrize("compile_first", [True, False])

@@ -144,7 +144,10 @@ def test_a_program_can_be_stopped(profile: Run) -> None:
         (("train.py:endless", "--limit", "300ms"), "limit = 300 ms is over before"),
         (("train.py:leaving",), "train.py:leaving ended the process (exit code 3): a step function has to return"),
         (("--", sys.executable, "train.py", "3", "0"), "ended (exit code 0) with 2 of 10 iterations seen"),
-        (("--", sys.executable, "train.py", "0", "5"), "ended (exit code 5) with no iteration seen"),
+        (
+            ("--", sys.executable, "train.py", "0", "5"),
+            "failed (exit code 5; see what it said above) with no iteration",
+        ),
         (("--limit", "1s", "--warmup", "9999", "--", sys.executable, "train.py", "99999999", "0"), "--limit = 1 s is"),
         (("--", "./python", "train.py"), "./python ended (exit code 4) before it began: is Herald installed"),
     ],
@@ -159,6 +162,16 @@ def test_without_a_profile_there_is_one_error(profile: Run, here: Path, words: t
     assert len(errors) == 1
     assert said in errors[0]
     assert not (here / "p.json").exists()
+
+
+def test_a_program_that_raised_is_not_told_to_run_longer(profile: Run, here: Path) -> None:
+    (here / "err.py").write_text("raise ValueError('no data')\n")
+    done = profile("--", sys.executable, "err.py")
+    assert done.code == 2
+    assert "ValueError: no data" in done.err
+    assert done.err.splitlines()[-1].endswith(
+        "the program failed (exit code 1; see what it said above) with no iteration seen"
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,11 +208,11 @@ def test_the_process_ends_with_its_parent(here: Path, start: "Callable[..., subp
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_nobody_gates_what_is_measured(profile: Run, here: Path) -> None:
+def test_nobody_gates_what_is_measured_nor_asks_for_the_profile_that_is_made(profile: Run, here: Path) -> None:
     (here / "train.py").write_text(
         "import json, os, torch, herald\n"
         "def make():\n"
-        "    job = herald.attach(priority='low')\n"
+        "    job = herald.attach(priority='low', profile='p.json')\n"
         "    json.dump(type(job).__name__, open('job.json', 'w'))\n"
         "    return lambda: torch.ones(2).add_(1)\n"
     )

@@ -297,6 +297,17 @@ def test_everything_is_cut_to_the_stretch() -> None:
     assert found.num_met == 2
 
 
+def test_the_summary_says_what_the_slo_is_and_how_finely_the_gate_was_sampled() -> None:
+    found = replace(made(), slo_ms=188.25, gap_ns=(150_000, 17_892_000))
+    said = timeline.summary(found)
+    assert "service beside trainer, policy strict, MPS\n" in said
+    assert "3 of 3 requests met the SLO of 188.2 ms (1.5 x p99 alone, measured before)\n" in said
+    assert "sampled: every 150 us (median), longest gap 17.9 ms;\n" in said
+    chosen = replace(found, options=replace(OPTIONS, slo_ms=188.25))
+    assert "met the SLO of 188.2 ms (--slo)\n" in timeline.summary(chosen)
+    assert max(len(line) for line in said.splitlines()) <= 80
+
+
 def test_the_queue_is_what_has_arrived_and_is_not_done() -> None:
     lengths = queue_lengths([Request(0, 0, 10), Request(5, 10, 20), Request(20, 20, 30)])
     assert lengths == [(0, 1), (5, 2), (10, 1), (20, 0), (20, 1), (30, 0)]
@@ -343,7 +354,7 @@ def test_the_trace_has_named_lanes_and_counters(tmp_path: Path) -> None:
     assert list(named(events)) == [
         ("requests: service", "lane 1"),
         ("requests: service", "lane 2"),
-        ("gate of heavy ops", "closed (looked at every 100 us, 150 at most)"),
+        ("gate of heavy ops", "closed (sampled every 100 us, longest gap 150 us)"),
         ("training: trainer", "steps"),
         ("training: trainer", "classes"),
         ("training: trainer", "ops, stream 7"),

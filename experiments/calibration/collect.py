@@ -67,6 +67,7 @@ class Plan:
 
 Start = Callable[[Launch], Channel]
 Done = Callable[[str, bool], bool]  # whether a row of that op and MPS state is there already
+Tell = Callable[[int, int], None]  # how many ops there are, and how many rows are missing
 
 
 def default_workloads(device_type: str) -> list[str]:
@@ -74,11 +75,16 @@ def default_workloads(device_type: str) -> list[str]:
     return [name for name in WORKLOADS[device_type] if name in workloads.WORKLOADS]
 
 
-def run(options: Options, start: Start, done: Done) -> Iterator[Row]:
-    """A row per op and MPS state; rows with "skipped" say why there is no measurement."""
+def run(options: Options, start: Start, done: Done, tell: Tell | None = None) -> Iterator[Row]:
+    """A row per op and MPS state; rows with "skipped" say why there is no measurement.
+
+    ``tell`` is called once, before anything is measured.
+    """
     with _processes(start, ("facts",), options, None) as ([channel], device):
         plan = _planned(channel, options)
         missing = [label for label in plan.labels if not all(done(label, mps) for mps in options.mps)]
+        if tell:
+            tell(len(plan.labels), sum(not done(label, mps) for label in missing for mps in options.mps))
         facts_end_s = _split(options.end_s, _FACTS_SHARE)
         plan.facts = {label: _facts(channel, label, facts_end_s) for label in missing}
     for place, mps in enumerate(options.mps):

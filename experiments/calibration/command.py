@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 KIND = "calibration"
 OUT = Path("out/calibration.json")
+_COLUMNS = {"compute": "compute", "memory": "memory", "small": "small", "small-normal": "small-n"}  # by kind of request
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -65,13 +66,55 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def line(row: "Row") -> str:
-    """A measured op on one line of a terminal."""
-    state = "mps" if row["mps"] else "   "
-    if "skipped" in row:
-        return f"{state} {row['op'][:50]:50} skipped: {row['skipped']}"
-    harm = " ".join(f"{kind} {found['p50']:+.1f} %" for kind, found in row["probes"].items())
-    return f"{state} {row['op'][:50]:50} {row['call_ns'] / 1000:9.1f} us  {harm}"
+class Progress:
+    """What a terminal of 80 columns is told of a calibration, in lines."""
+
+    def __init__(self, states: Sequence[bool], limit: str) -> None:
+        self._states = states
+        self._limit = limit
+        self._shown: bool | None = None  # the MPS state whose heading was last
+        self._place = 0
+        self._missing = 0
+
+    @property
+    def left(self) -> int:
+        """How many rows are still missing."""
+        return self._missing - self._place
+
+    def begin(self, ops: int, missing: int) -> str:
+        """Before the first row: how much there is to do, and what the columns mean."""
+        self._missing = missing
+        there = ops * len(self._states) - missing
+        states = " and ".join(map(_state, self._states))
+        return (
+            f"{ops} ops, {states}: {missing} to measure{f', {there} are there already' if there else ''}\n"
+            f"at most {self._limit} in all (--limit); the kernels of the ops are looked up first\n"
+            "us: time of the op; then by how many percent each kind of request is slower\n"
+            "beside it (at the median; small-n: small, on a stream of normal priority)"
+        )
+
+    def lines(self, row: "Row") -> Iterator[str]:
+        """A measured op; before the first of an MPS state a heading."""
+        self._place += 1
+        if row["mps"] != self._shown:
+            self._shown = row["mps"]
+            columns = "".join(f" {name:>7}" for name in _COLUMNS.values())
+            yield f"{_state(row['mps']):10} {'op':28}{'us':>8}{columns}"
+        name = _cut(row["op"].replace("aten::", ""), 28)
+        counted = f"{self._place:>3} of {self._missing:<3}"
+        if "skipped" in row:
+            yield f"{counted} {name:28} {_cut('skipped: ' + row['skipped'], 39)}"
+            return
+        harm = "".join(f" {row['probes'][kind]['p50']:+7.1f}" for kind in _COLUMNS)
+        yield f"{counted} {name:28} {row['call_ns'] / 1000:7.1f}{harm}"
+
+
+def _state(mps: bool) -> str:
+    return "with MPS" if mps else "no MPS"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _measure(path: Path, arguments: argparse.Namespace) -> None:
@@ -83,6 +126,8 @@ def _measure(path: Path, arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if options.device == "cpu":
         print("on a CPU this measures ops, for a look at them; a rule needs a GPU and MPS", flush=True)
+    print(f"collecting ops: a sweep, and those of {', '.join(options.workloads)}", flush=True)
+    progress = Progress(options.mps, arguments.limit)
     there = {(row["op"], row["mps"]) for row in rows.of_kind(rows.read(path), KIND)}
     with logs() as folder:
         origin = provenance.of_command(arguments.commit)
@@ -90,16 +135,20 @@ def _measure(path: Path, arguments: argparse.Namespace) -> None:
             options,
             start=lambda launch: Worker(launch, folder),
             done=lambda op, mps: (op, mps) in there,
+            tell=lambda ops, missing: print(progress.begin(ops, missing), flush=True),
         )
-        _keep(measured, path, origin)
+        _keep(measured, path, origin, progress)
+    if progress.left:
+        print(f"{progress.left} were not measured: the same command goes on there")
 
 
-def _keep(measured: "Iterable[Row]", path: Path, origin: "Row") -> None:
+def _keep(measured: "Iterable[Row]", path: Path, origin: "Row", progress: Progress) -> None:
     from herald.experiments import provenance, rows
 
     for row in measured:
         rows.append(path, [{"kind": KIND, **row, "provenance": {"date": provenance.now(), **origin}}])
-        print(line(row), flush=True)
+        for line in progress.lines(row):
+            print(line, flush=True)
 
 
 def _fit(found: "Sequence[Row]", arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from herald.bootstrap import run_target
 from herald.errors import ConfigError, HeraldError, ProfileError
+from herald.hooks import disabled
 from herald.hooks.profiler import check_counts, profile_within
 from herald.hooks.profiling import telling
 from herald.hooks.profiling.program import ProgramProfiler
@@ -85,4 +86,5 @@ def _made(make: Callable[[], object], function: str) -> tuple[Callable[[], objec
 
 
 if __name__ == "__main__":
+    disabled.profiling = True
     main(Order.of_word(sys.argv[1]), sys.argv[2:])
