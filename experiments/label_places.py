@@ -5,6 +5,8 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+_TOUCH = 1e-9  # boxes side by side do not meet, whatever rounding makes of their places
+
 
 class Box(NamedTuple):
     """A place in a panel, in shares of the panel's width and height."""
@@ -16,8 +18,8 @@ class Box(NamedTuple):
 
     def meets(self, other: "Box") -> bool:
         """Whether the two overlap."""
-        near = abs(self.x - other.x) < self.half_width + other.half_width
-        return near and abs(self.y - other.y) < self.half_height + other.half_height
+        near = abs(self.x - other.x) < self.half_width + other.half_width - _TOUCH
+        return near and abs(self.y - other.y) < self.half_height + other.half_height - _TOUCH
 
     def covers(self, x: float, y: float) -> bool:
         """Whether the point is inside."""

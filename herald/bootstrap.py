@@ -6,6 +6,7 @@ target as `python` would have: the op hook is process-wide and needs no model.
 """
 
 import argparse
+import io
 import os
 import re
 import runpy
@@ -31,6 +32,9 @@ _INTERPRETER = re.compile(r"python(\d+(\.\d+)*)?")
 _OPTIONS_WITH_VALUE = "WX"
 _OPTIONS_WITH_TARGET = "mc"
 _LACKS_HERALD = 77  # an exit code that no interpreter has of its own
+_LOOK = f"""import importlib.util, sys
+there = all(importlib.util.find_spec(name) for name in ("herald", "herald.bootstrap"))
+sys.exit(0 if there else {_LACKS_HERALD})"""
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,12 @@ def _become(arguments: argparse.Namespace) -> int:
     domain = choose_domain(arguments.domain)
     device = _device(arguments.device)
     environment = os.environ | launch_env(arguments.priority, device, _mps_pipe(domain)) | {"HERALD_DOMAIN": domain}
-    words = attached(command, domain, arguments.name) if arguments.priority == "low" else command
+    words = command
+    if arguments.priority == "low":
+        words = attached(command, domain, arguments.name)
+        _check_has_herald(words[0], words[1 : words.index("-m")])
     if device == "cpu" and arguments.priority == "low":
         use_idle_class()
-    if arguments.priority == "low":
-        _check_has_herald(words)
     try:
         os.execvpe(words[0], words, environment)
     except OSError as error:
@@ -138,21 +143,29 @@ def attached(command: Sequence[str], domain: str, name: str | None) -> list[str]
         "-m",
         "herald.bootstrap",
         domain,
-        name or python.title,
+        python.title if name is None else name,
         *python.target,
     ]
 
 
-def _check_has_herald(words: Sequence[str]) -> None:
-    """Another interpreter would only say that it finds no `herald.bootstrap`. Raises ConfigError."""
-    interpreter = shutil.which(words[0])
-    if interpreter is None or interpreter == sys.executable:
+def _check_has_herald(interpreter: str, options: Sequence[str]) -> None:
+    """Raises ConfigError. Without it another interpreter would only say that it finds no `herald.bootstrap`."""
+    found = shutil.which(interpreter)
+    if found is None or found == sys.executable:
         return
-    options = words[1 : words.index("-m")]
-    look = f"import importlib.util, sys; sys.exit({_LACKS_HERALD} * (importlib.util.find_spec('herald') is None))"
-    if subprocess.run([interpreter, *options, "-c", look], check=False).returncode == _LACKS_HERALD:
+    try:
+        done = subprocess.run(
+            [found, *options, "-c", _LOOK],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError:
+        return  # which the program's own start tells
+    if done.returncode == _LACKS_HERALD:
         raise ConfigError(
-            f"herald run: {interpreter} has no herald: install it there, or run the program with {sys.executable}"
+            f"herald run: {found} has no herald: install it there, or run the program with {sys.executable}"
         )
 
 
@@ -219,7 +232,20 @@ def run_target(target: Sequence[str]) -> None:
         sys.argv = list(target)
         if not sys.flags.safe_path:  # `python -m` put the working directory there
             sys.path[0] = str(Path(target[0]).resolve().parent)
-        runpy.run_path(target[0], run_name="__main__")
+        _run_script(target[0])
+
+
+def _run_script(path: str) -> None:
+    """As `__main__` for good: unlike `runpy`'s, so that threads and exit handlers can pickle what it defines."""
+    if not path.endswith(".py"):  # a folder, an archive, whatever else `python` runs
+        runpy.run_path(path, run_name="__main__")
+        return
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec")
+    program = types.ModuleType("__main__")
+    program.__file__ = path
+    sys.modules["__main__"] = program
+    exec(code, program.__dict__)
 
 
 if __name__ == "__main__":

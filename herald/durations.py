@@ -15,7 +15,7 @@ def parse_duration(text: str, *, setting: str = "duration") -> int:
     Raises ConfigError, naming ``setting``, for a missing unit, a value that is not positive, or more than a day.
     """
     allowed = "a positive number with a unit, such as '250us', '50ms', '1.5s' or '2min'"
-    match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
+    match = _PATTERN.fullmatch(text.strip().replace("\u03bc", "\u00b5")) if isinstance(text, str) else None
     if match is None:
         raise ConfigError(f"{setting} = {text!r} is not a duration: give {allowed}")
     number, unit = match.groups()

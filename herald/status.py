@@ -165,7 +165,7 @@ def render(status: Status, console: Console) -> None:
     """Print a status for people; reads well at 80 columns."""
 
     def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False)  # names are the user's, brackets and all
+        console.print(Text(text))  # names are the user's, brackets and colons and all
 
     line(f"domain   {status.domain}")
     line(f"daemon   {_daemon_line(status)}")

@@ -49,13 +49,13 @@ def attach(
     """
     devices.check_model(model)
     settings = Settings.from_env()
-    chosen = _path("config", config) if config else settings.config
+    chosen = settings.config if config is None else _path("config", config)
     file = config_file.load(chosen) if chosen else Config()
     name = check_name(_default_name(model) if name is None else name)
     job = file.job(name)
     urgency = _priority(priority, job)
     promised = _slo(slo, job, urgency)
-    domain = check_domain(domain or file.domain or settings.domain)
+    domain = check_domain(domain if domain is not None else file.domain or settings.domain)
     known = None if profile is None else _path("profile", profile)
     if settings.disabled:
         disabled.check(device, known)

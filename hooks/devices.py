@@ -37,7 +37,6 @@ def resolve(device: "str | torch.device | None", model: "torch.nn.Module | None"
     chosen = parse(device) if device is not None else _of_model(model)
     if chosen is None:
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _check_type(chosen)
     if chosen.type == "cpu":
         return JobDevice("cpu", None, False)
     if not torch.cuda.is_available():
@@ -59,8 +58,7 @@ def parse(device: "str | torch.device") -> "torch.device":
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as e:
         raise ConfigError(f"device = {device!r} is not a device: give 'cpu', 'cuda' or 'cuda:N'") from e
-    _check_type(parsed)
-    return parsed
+    return _scheduled(parsed)
 
 
 def check_model(model: object) -> None:
@@ -98,13 +96,14 @@ def _ask_mps(command: str) -> str:
         return ""
 
 
-def _check_type(device: "torch.device") -> None:
+def _scheduled(device: "torch.device") -> "torch.device":
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device = {str(device)!r}: Herald schedules 'cpu' and 'cuda' devices")
+    return device
 
 
 def _of_model(model: "torch.nn.Module | None") -> "torch.device | None":
     if model is None:
         return None
     tensors = itertools.chain(model.parameters(), model.buffers())
-    return next((tensor.device for tensor in tensors), None)
+    return next((_scheduled(tensor.device) for tensor in tensors), None)

@@ -1,5 +1,6 @@
 """Requests of a high-priority job: explicit ones, and one per outermost forward."""
 
+import copy
 import functools
 import math
 import threading
@@ -164,21 +165,23 @@ def _wrapper_class() -> Any:
             with request:
                 return self.original(*args, **kwargs)
 
-        # A copy or a pickle of the model is an ordinary model: it must not run, or count for, this one. This is also
-        # what `copy.deepcopy` goes by: it copies the arguments, among them the model, which it has begun already.
+        # A copy or a pickle of the model is an ordinary model: it must not run, or count for, this one. At this point
+        # it is there, but still empty, so that its forward is the class's. What is pickled needs no Herald to be read.
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            if self.model is None:
+                return copy.deepcopy(self.original, memo)
+            if id(self.model) not in memo:
+                raise AttachError(
+                    f"a {type(self.model).__name__} copies itself in a way of its own, in which its forward cannot be "
+                    "told from that of the copy: detach its job first"
+                )
+            return memo[id(self.model)].forward
+
         def __reduce__(self) -> Any:
             if self.model is None:
-                return _same, (self.original,)
+                return getattr, (types.SimpleNamespace(forward=self.original), "forward")
             # Not the bound method itself: it is pickled by its name, which a decorator may have changed.
-            return _plain_forward, (self.model,)
+            return getattr, (self.model, "forward")
 
     _wrapper = RequestForward
     return _wrapper
-
-
-def _same(forward: Any) -> Any:
-    return forward
-
-
-def _plain_forward(model: Any) -> Any:
-    return types.MethodType(type(model).forward, model)

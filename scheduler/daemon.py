@@ -267,7 +267,7 @@ def run(config: Config) -> None:
         stop = undo.enter_context(stop_signals())
         table = Table.open(domain)
         table.claim_daemon(now_ns())
-        undo.callback(_remove_if_empty, domain)
+        undo.callback(_remove_if_empty, table)
         undo.callback(table.release_daemon)
         mps_pipe = _start_mps(domain, table, undo) if config.mps.enabled else ""
         undo.callback(table.publish_policy, "")
@@ -315,7 +315,7 @@ def _start_mps(domain: str, table: Table, undo: ExitStack) -> str:
     def leave() -> None:
         # Where MPS goes on for its clients, new jobs must find it, too: half a domain in MPS takes turns
         # with the other half.
-        if not server.stop():
+        if not _has_successor(table) and not server.stop():
             table.publish_policy("", str(server.pipe_dir))
 
     server.start()
@@ -323,11 +323,23 @@ def _start_mps(domain: str, table: Table, undo: ExitStack) -> str:
     return str(server.pipe_dir)
 
 
-def _remove_if_empty(domain: str) -> None:
+def _has_successor(table: Table) -> bool:
+    """Whether the domain was reset and has a daemon again, whose is now what goes by the domain's name: MPS."""
+    if table.is_current():
+        return False
     try:
-        Table.unlink(domain)
+        return Table.open(table.domain, create=False).daemon_is_alive()
     except TableError:
-        log.info("left: domain %s is in use and goes on, under the strict policy", domain)
+        return False
+
+
+def _remove_if_empty(table: Table) -> None:
+    if not table.is_current():
+        return
+    try:
+        Table.unlink(table.domain)
+    except TableError:
+        log.info("left: domain %s is in use and goes on, under the strict policy", table.domain)
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -33,12 +33,18 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Catch them for the block, unless ignored (nohup); main thread only. Handlers are as before afterwards."""
+    """Catch them for the block, under nohup no SIGHUP; main thread only. Handlers are as before afterwards."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     stop = StopSignals(read_fd)
     before_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    minded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop.remember) for number in minded}
+    is_nohup = (
+        signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    )  # shells have jobs in the background ignore SIGINT, too
+    before = {
+        number: signal.signal(number, stop.remember)
+        for number in _SIGNALS
+        if not (is_nohup and number == signal.SIGHUP)
+    }
     try:
         yield stop
     finally:

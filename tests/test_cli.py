@@ -195,7 +195,7 @@ def test_without_a_daemon_only_plans_that_are_there_are_spoken_of() -> None:
 
 def test_names_are_shown_as_they_are() -> None:
     table = MemoryTable()
-    names = ("gpt2[/old]", "run[lr=1e-3]")
+    names = ("gpt2[/old]:fire:", "run[lr=1e-3]")
     for name, priority in zip(names, ("high", "low"), strict=True):
         table.add_job(name=name, priority=priority, engine=1, ttft_slo_ns=1)
     said = render(status.status_of(table, 0))

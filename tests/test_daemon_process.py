@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from herald.domains import DomainLock
 from herald.errors import TableError
 from herald.job_view import JobView
 from herald.layout import LEAD_NEVER
@@ -102,7 +103,9 @@ def only_job(domain: str) -> JobView:
 def test_a_daemon_that_is_asked_to_stop_leaves_nothing(
     start_daemon: Callable[..., Process], domain: str, number: signal.Signals
 ) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # the daemon has what this process has: it may be ignored here
     daemon = start_daemon()
+    signal.signal(number, before)
     assert traces(domain)
     assert daemon.end(number) == 0
     assert traces(domain) == []
@@ -125,6 +128,18 @@ def test_a_daemon_whose_domain_was_reset_says_so_and_ends(start_daemon: Callable
     assert "was reset beneath its daemon" in daemon.wait_for("herald: error:")
     assert daemon.finish() == 2
     assert traces(domain) == []
+
+
+def test_a_daemon_whose_domain_was_reset_leaves_the_new_table_alone(
+    start_daemon: Callable[..., Process], domain: str
+) -> None:
+    daemon = start_daemon()
+    with DomainLock.of(domain).membership():  # until there is another, the daemon cannot look
+        assert Table.unlink(domain, force=True)
+        table = Table.open(domain)
+    daemon.wait_for("was reset beneath its daemon")
+    assert daemon.finish() == 2
+    assert table.is_current()
 
 
 def test_after_kill_9_a_new_daemon_takes_over_at_once(start_daemon: Callable[..., Process], domain: str) -> None:

@@ -14,7 +14,8 @@ from herald.durations import format_ns, parse_duration
         ("250 us", 250_000),
         ("2min", 120_000_000_000),
         ("7ns", 7),
-        ("3µs", 3_000),
+        ("3\u00b5s", 3_000),
+        ("3\u03bcs", 3_000),
     ],
 )
 def test_a_duration_with_a_unit_is_read(text: str, expected_ns: int) -> None:

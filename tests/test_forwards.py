@@ -127,6 +127,28 @@ def test_copies_and_pickles_of_an_attached_model_are_ordinary_models(table: Tabl
         assert job.stats().requests_begun == 0
 
 
+class CopiesItself(torch.nn.Linear):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CopiesItself":
+        other = CopiesItself.__new__(CopiesItself)
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+
+def test_a_model_that_copies_itself_unseen_is_an_error_while_it_is_attached(table: Table) -> None:
+    model = CopiesItself(1, 1)
+    with herald.attach(model, priority="high"), pytest.raises(herald.AttachError, match="CopiesItself copies itself"):
+        copy.deepcopy(model)
+    assert copy.deepcopy(model)(torch.ones(1)).shape == (1,)
+
+
+def test_what_is_pickled_of_an_attached_model_needs_no_herald(table: Table) -> None:
+    model, owner = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    owner.forward = partial(doubled, owner)  # type: ignore[method-assign]
+    for each in (model, owner):
+        with herald.attach(each, priority="high"):
+            assert b"herald.hooks" not in pickle.dumps(each)
+
+
 def doubled(model: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return 2 * torch.nn.Linear.forward(model, x)
 

@@ -138,7 +138,7 @@ def _measure(path: Path, arguments: argparse.Namespace) -> None:
             tell=lambda ops, missing: print(progress.begin(ops, missing), flush=True),
         )
         _keep(measured, path, origin, progress)
-    if progress.left:
+    if progress.left > 0:
         print(f"{progress.left} were not measured: the same command goes on there")
 
 
