@@ -315,7 +315,7 @@ def _start_mps(domain: str, table: Table, undo: ExitStack) -> str:
     def leave() -> None:
         # Where MPS goes on for its clients, new jobs must find it, too: half a domain in MPS takes turns
         # with the other half.
-        if not _has_successor(table) and not server.stop():
+        if not has_successor(table) and not server.stop():
             table.publish_policy("", str(server.pipe_dir))
 
     server.start()
@@ -323,7 +323,7 @@ def _start_mps(domain: str, table: Table, undo: ExitStack) -> str:
     return str(server.pipe_dir)
 
 
-def _has_successor(table: Table) -> bool:
+def has_successor(table: Table) -> bool:
     """Whether the domain was reset and has a daemon again, whose is now what goes by the domain's name: MPS."""
     if table.is_current():
         return False

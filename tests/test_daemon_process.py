@@ -15,6 +15,7 @@ from herald.domains import DomainLock
 from herald.errors import TableError
 from herald.job_view import JobView
 from herald.layout import LEAD_NEVER
+from herald.scheduler.daemon import has_successor
 from herald.scheduler.snapshot import STRICT_PLAN, JobKey, Plan, key_of
 from herald.table import Table
 
@@ -140,6 +141,20 @@ def test_a_daemon_whose_domain_was_reset_leaves_the_new_table_alone(
     daemon.wait_for("was reset beneath its daemon")
     assert daemon.finish() == 2
     assert table.is_current()
+
+
+def test_what_goes_by_the_name_of_a_domain_that_was_reset_is_its_next_daemons(
+    child: Callable[..., Any], start_daemon: Callable[..., Process], domain: str
+) -> None:
+    table = Table.open(domain)
+    assert not has_successor(table)
+    assert Table.unlink(domain, force=True)
+    assert not has_successor(table)
+    job = child(JOB)  # nor is a job one
+    assert not has_successor(table)
+    start_daemon()
+    assert has_successor(table)
+    job.kill()
 
 
 def test_after_kill_9_a_new_daemon_takes_over_at_once(start_daemon: Callable[..., Process], domain: str) -> None:
