@@ -8,8 +8,7 @@ from herald.experiments import criteria, sweeps
 from herald.experiments.settings import SETTINGS
 from herald.experiments.shares import Share
 from herald.experiments.sweep_analysis import Outcome, Standing
-
-GPU_BOUND_SHARE = 0.9  # the device works nearly all of a request's time: nothing is to be gained beside it
+from herald.scheduler.mps_choice import GPU_BOUND
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Comparison:
     def gpu_bound(self) -> bool | None:
         """Whether the GPU, not the host, is what the service waits for. None where nobody measured it."""
         service = self.standing.service
-        return None if service is None else service["busy_share"] >= GPU_BOUND_SHARE
+        return None if service is None else service["busy_share"] >= GPU_BOUND
 
 
 @dataclass(frozen=True)

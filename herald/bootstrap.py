@@ -119,24 +119,29 @@ def _become(arguments: argparse.Namespace) -> int:
     environment = os.environ | launch_env(arguments.priority, device, _mps_pipe(domain)) | {"HERALD_DOMAIN": domain}
     words = command
     if arguments.priority == "low":
-        words = attached(command, domain, arguments.name)
-        _check_has_herald(words[0], words[1 : words.index("-m")])
-    if device == "cpu" and arguments.priority == "low":
-        use_idle_class()
+        python = _python(command)
+        _check_has_herald(python)
+        words = attached(python, domain, arguments.name)
+        if device == "cpu":
+            use_idle_class()
     try:
         os.execvpe(words[0], words, environment)
     except OSError as error:
         raise ConfigError(f"herald run: cannot start {words[0]!r}: {error.strerror}") from error
 
 
-def attached(command: Sequence[str], domain: str, name: str | None) -> list[str]:
-    """The command that runs a Python program as a low-priority job. Raises ConfigError for another program."""
+def _python(command: Sequence[str]) -> PythonCommand:
     python = PythonCommand.parse(command)
     if python is None:
         raise ConfigError(
             f"herald run: {' '.join(command)!r} is not a Python program: give `python script.py`, `python -m module` "
             'or a script.py; a program of another kind can call herald.attach(priority="low") itself'
         )
+    return python
+
+
+def attached(python: PythonCommand, domain: str, name: str | None) -> list[str]:
+    """The command that runs a Python program as a low-priority job."""
     return [
         python.interpreter,
         *python.options,
@@ -148,14 +153,14 @@ def attached(command: Sequence[str], domain: str, name: str | None) -> list[str]
     ]
 
 
-def _check_has_herald(interpreter: str, options: Sequence[str]) -> None:
+def _check_has_herald(python: PythonCommand) -> None:
     """Raises ConfigError. Without it another interpreter would only say that it finds no `herald.bootstrap`."""
-    found = shutil.which(interpreter)
+    found = shutil.which(python.interpreter)
     if found is None or found == sys.executable:
         return
     try:
         done = subprocess.run(
-            [found, *options, "-c", _LOOK],
+            [found, *python.options, "-c", _LOOK],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -225,27 +230,24 @@ def run_target(target: Sequence[str]) -> None:
         runpy.run_module(target[1], run_name="__main__", alter_sys=True)
     elif target[0] == "-c":
         sys.argv = ["-c", *target[2:]]
-        program = types.ModuleType("__main__")
-        sys.modules["__main__"] = program
-        exec(compile(target[1], "<string>", "exec"), program.__dict__)
+        _run_main(target[1], "<string>")
     else:
         sys.argv = list(target)
         if not sys.flags.safe_path:  # `python -m` put the working directory there
             sys.path[0] = str(Path(target[0]).resolve().parent)
-        _run_script(target[0])
+        if target[0].endswith(".py"):
+            with io.open_code(target[0]) as file:
+                _run_main(file.read(), target[0], __file__=target[0])
+        else:  # a folder, an archive, whatever else `python` runs
+            runpy.run_path(target[0], run_name="__main__")
 
 
-def _run_script(path: str) -> None:
+def _run_main(source: str | bytes, title: str, **names: str) -> None:
     """As `__main__` for good: unlike `runpy`'s, so that threads and exit handlers can pickle what it defines."""
-    if not path.endswith(".py"):  # a folder, an archive, whatever else `python` runs
-        runpy.run_path(path, run_name="__main__")
-        return
-    with io.open_code(path) as file:
-        code = compile(file.read(), path, "exec")
     program = types.ModuleType("__main__")
-    program.__file__ = path
+    program.__dict__.update(names)
     sys.modules["__main__"] = program
-    exec(code, program.__dict__)
+    exec(compile(source, title, "exec"), program.__dict__)
 
 
 if __name__ == "__main__":

@@ -84,10 +84,9 @@ def _default_name(model: "torch.nn.Module | None") -> str:
 
 
 def _path(setting: str, given: object) -> Path:
-    try:
-        return Path(os.fsdecode(given))  # type: ignore[arg-type]
-    except TypeError as e:
-        raise ConfigError(f"{setting} = {given!r} is not a path: give the path of a file") from e
+    if not isinstance(given, str | bytes | os.PathLike):
+        raise ConfigError(f"{setting} = {given!r} is not a path: give the path of a file")
+    return Path(os.fsdecode(given))
 
 
 def _priority(given: str | None, job: JobConfig) -> Literal["high", "low"]:

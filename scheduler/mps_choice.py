@@ -17,7 +17,7 @@ from herald.scheduler import queueing
 from herald.scheduler.queueing import on_grid
 
 GUESSED_INFLATION = 2.0
-GPU_BOUND = 0.9  # of a request, the device works for it
+GPU_BOUND = 0.9  # of a request, the device works for it: nothing is to be gained beside it
 # What there must be to gain, of training. Under `strict` on an H200 the p99 of such services is 1.01 to 1.03 x
 # (Transformer) and 1.2 x (graph decode) under MPS what it is without.
 GAIN = 1.01

@@ -10,8 +10,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 class StopSignals:
     """Whether this process was asked to stop. Made by `stop_signals`."""
@@ -37,14 +35,11 @@ def stop_signals() -> Iterator[StopSignals]:
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     stop = StopSignals(read_fd)
     before_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    is_nohup = (
-        signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    )  # shells have jobs in the background ignore SIGINT, too
-    before = {
-        number: signal.signal(number, stop.remember)
-        for number in _SIGNALS
-        if not (is_nohup and number == signal.SIGHUP)
-    }
+    # Only SIGHUP: shells have what they start in the background ignore SIGINT, which is to end it all the same.
+    heard = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop.remember) for number in heard}
     try:
         yield stop
     finally:

@@ -53,6 +53,13 @@ class Child:
         self.process.wait()
 
 
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may use Herald, too."""
+    for name in ("HERALD_LOG", "HERALD_CONFIG", "HERALD_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A domain that nobody else uses."""
