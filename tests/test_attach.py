@@ -66,7 +66,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
 ) -> None:
     monkeypatch.setenv("HERALD_DISABLE", disable)
     with pytest.raises(herald.ConfigError, match=message):
-        herald.attach(**({"device": "cpu"} | arguments))  # type: ignore[arg-type]
+        herald.attach(**({"device": "cpu"} | arguments))
     assert domain not in herald.domains.domains() or Table.open(domain).jobs() == []
 
 

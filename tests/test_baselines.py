@@ -44,7 +44,7 @@ class NoTimes:
 def snapshot(memory: Memory | None = None, **trainer: object) -> Snapshot:
     """A service and a trainer on one GPU."""
     service = Service(CHAT, "chat", "GPU-1", 50 * MS, 0.99, NoTimes())
-    training = replace(Trainer(VGG, "vgg16", "GPU-1", 2 * MS, sm_total=132), **trainer)  # type: ignore[arg-type]
+    training = replace(Trainer(VGG, "vgg16", "GPU-1", 2 * MS, sm_total=132), **trainer)
     return Snapshot((service,), (training,), memory or Memory())
 
 
@@ -160,7 +160,7 @@ def test_orion_leaves_a_trainer_alone_until_a_request_has_run_alone() -> None:
 
 
 def told(**counts: int) -> Service:
-    return replace(snapshot().services[0], **counts)  # type: ignore[arg-type]
+    return replace(snapshot().services[0], **counts)
 
 
 def test_a_window_is_told_once_when_it_ends() -> None:

@@ -130,7 +130,7 @@ class Worker:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    job = overhead.LoneJob(Worker(), "training", "cuda", "domain")  # type: ignore[arg-type]  # a part of a Channel
+    job = overhead.LoneJob(Worker(), "training", "cuda", "domain")  # a part of a Channel
     return {"workload": "w", "mps": False, "compiled": False, **coverage.measured(job, 2.0), **changes}
 
 

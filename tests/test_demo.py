@@ -21,7 +21,7 @@ def outcome(latencies_ms: Mapping[str, list[float]], steps: Mapping[str, int]) -
         name: Tally(latencies_ms[name], steps[name], training_s=10.0, busy_s=3.0, serving_s=10.0) for name in demo.PARTS
     }
     facts = {"inference": {"python": "3", "torch": "2", "cuda": None}, "training": {}}
-    return Outcome(Case(Pair("a", "b"), 20), slo_ms=15.0, tallies=tallies, facts=facts)  # type: ignore[arg-type]
+    return Outcome(Case(Pair("a", "b"), 20), slo_ms=15.0, tallies=tallies, facts=facts)
 
 
 MADE = outcome(

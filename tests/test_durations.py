@@ -27,7 +27,7 @@ def test_a_duration_with_a_unit_is_read(text: str, expected_ns: int) -> None:
 )
 def test_anything_else_is_an_error_that_names_setting_value_and_what_is_allowed(text: object) -> None:
     with pytest.raises(ConfigError, match="slo") as caught:
-        parse_duration(text, setting="slo")  # type: ignore[arg-type]
+        parse_duration(text, setting="slo")
     assert repr(text) in str(caught.value)
     assert "50ms" in str(caught.value)
 

@@ -263,7 +263,7 @@ def test_what_steps_lose_to_training_is_not_the_requests_fault(table: Table) -> 
 def test_a_wrong_step_is_refused(table: Table, arguments: dict[str, object], message: str) -> None:
     with herald.attach(priority="high", device="cpu") as job:
         with pytest.raises(herald.ConfigError, match=message):
-            job.step(**arguments)  # type: ignore[arg-type]
+            job.step(**arguments)
         assert job.stats().engine == 0
 
 

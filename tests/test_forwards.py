@@ -66,7 +66,7 @@ def test_a_model_is_attached_once(table: Table) -> None:
 
 def test_a_forward_that_cannot_be_replaced_is_an_error_that_leaves_nothing(table: Table) -> None:
     class Fixed(torch.nn.Module):
-        forward = property(lambda self: lambda x: x)  # type: ignore[assignment]
+        forward = property(lambda self: lambda x: x)
 
     with pytest.raises(herald.AttachError, match="Fixed cannot be wrapped"):
         herald.attach(Fixed(), priority="high", device="cpu")
@@ -143,7 +143,7 @@ def test_a_model_that_copies_itself_unseen_is_an_error_while_it_is_attached(tabl
 
 def test_what_is_pickled_of_an_attached_model_needs_no_herald(table: Table) -> None:
     model, owner = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    owner.forward = partial(doubled, owner)  # type: ignore[method-assign]
+    owner.forward = partial(doubled, owner)
     for each in (model, owner):
         with herald.attach(each, priority="high"):
             assert b"herald.hooks" not in pickle.dumps(each)
@@ -164,7 +164,7 @@ def test_a_copy_keeps_the_forward_that_an_instance_had_of_its_own(
     table: Table, own: Callable[[torch.nn.Linear], Any]
 ) -> None:
     model = torch.nn.Linear(1, 1)
-    model.forward = own(model)  # type: ignore[method-assign]
+    model.forward = own(model)
     with herald.attach(model, priority="high") as job:
         other = copy.deepcopy(model)
         with torch.no_grad():
@@ -176,7 +176,7 @@ def test_a_copy_keeps_the_forward_that_an_instance_had_of_its_own(
 
 def test_a_copy_keeps_a_function_as_it_is(table: Table) -> None:
     model = torch.nn.Linear(1, 1)
-    model.forward = forward = lambda x: x + 7  # type: ignore[method-assign]
+    model.forward = forward = lambda x: x + 7
     with herald.attach(model, priority="high") as job:
         assert copy.deepcopy(model).forward is forward
         assert job.stats().requests_begun == 0
@@ -184,7 +184,7 @@ def test_a_copy_keeps_a_function_as_it_is(table: Table) -> None:
 
 def test_a_pickle_keeps_the_forward_that_an_instance_had_of_its_own(table: Table) -> None:
     model = torch.nn.Linear(1, 1)
-    model.forward = partial(doubled, model)  # type: ignore[method-assign]
+    model.forward = partial(doubled, model)
     with herald.attach(model, priority="high") as job:
         other = pickle.loads(pickle.dumps(model))
         with torch.no_grad():
@@ -234,7 +234,7 @@ def test_a_forward_with_attributes_is_run_whatever_they_are_called(table: Table)
             return 2 * self.original(x)
 
     model = torch.nn.Identity()
-    model.forward = Doubled(model.forward)  # type: ignore[method-assign]
+    model.forward = Doubled(model.forward)
     with herald.attach(model, priority="high", device="cpu") as job:
         assert model(torch.ones(1)).item() == 2
         assert job.stats().requests_done == 1

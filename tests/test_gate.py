@@ -180,7 +180,7 @@ def test_waiting_at_the_gate_does_not_hold_the_gil(domain: str, matrix: torch.Te
 def test_a_dataloader_worker_is_not_gated(domain: str, matrix: torch.Tensor) -> None:
     """A forked worker inherits the callback; it must not wait for a gate, nor end the parent's job."""
 
-    class Squares(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    class Squares(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return 4
 

@@ -225,7 +225,7 @@ def test_width_counts_ops_of_a_level_and_work_over_span() -> None:
 def test_runs_are_of_one_class_and_unbroken_by_ops_of_no_time() -> None:
     run = FakeRun()
     for self_ns, kind in ((30_000, "heavy"), (1_000, "none"), (40_000, "heavy"), (5_000, "light"), (30_000, "heavy")):
-        run.op("aten::op", self_ns, kind=kind)  # type: ignore[arg-type]  # of literals
+        run.op("aten::op", self_ns, kind=kind)  # of literals
     found = flow.runs(graph_of(run))
     assert [(r.kind, r.count, r.self_ns, r.first, r.last) for r in found] == [
         ("heavy", 2, 70_000, 0, 2),
@@ -272,7 +272,7 @@ def test_every_graph_is_acyclic_in_issue_order_and_keeps_all_time(ops: Sequence[
     graph = build(profile)
     check(graph)
     assert all(u < v for u, v in graph.edges)
-    assert flow.total_ns(graph) == sum(i.self_ns for i in profile.iteration.instances)  # type: ignore[union-attr]
+    assert flow.total_ns(graph) == sum(i.self_ns for i in profile.iteration.instances)
     path = flow.critical_path(graph)
     assert 0 < path.length_ns <= flow.total_ns(graph)
     assert all(graph.has_edge(u, v) for u, v in zip(path.nodes, path.nodes[1:], strict=False))

@@ -38,7 +38,7 @@ def trained() -> Profile:
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch
+        nn.functional.cross_entropy(model(inputs), targets).backward()  # torch
         optimizer.step()
 
     return profile(step, model=model, warmup=2, iterations=3)

@@ -40,11 +40,11 @@ NARROW, HALF = Mode(closed=False, sm_count=116), Mode(closed=False, sm_count=68)
 
 def service(**fields: object) -> Service:
     base = Service(SERVICE, "chat", GPU, 80 * MS, 0.99, Times(), mps=True, alone_ns=21 * MS)
-    return replace(base, **fields)  # type: ignore[arg-type]
+    return replace(base, **fields)
 
 
 def trainer(**fields: object) -> Trainer:
-    return replace(Trainer(TRAINER, "train", GPU, 2 * MS, mps=True, sm_total=132), **fields)  # type: ignore[arg-type]
+    return replace(Trainer(TRAINER, "train", GPU, 2 * MS, mps=True, sm_total=132), **fields)
 
 
 def evidence(inflation: float, beside: float, idle: float = 1.0) -> Evidence:
@@ -61,7 +61,7 @@ def memory(found: dict[Mode, Evidence], mode: Mode = CLOSED, **fields: object) -
         alone_high_ns={SERVICE: 21 * MS},
         alone_requests={SERVICE: float(ALONE_REQUESTS)},
     )
-    return replace(base, **fields)  # type: ignore[arg-type]
+    return replace(base, **fields)
 
 
 def decide(policy: policies.Policy, remembered: Memory, **fields: object) -> Decision:

@@ -153,7 +153,7 @@ def test_what_is_no_tensor_is_passed_over_and_of_many_the_first_and_last_count(d
     with herald.attach(priority="low", device="cpu"):
         begin, end = launches._native_functions()
         for values in (some, [torch.zeros(i) for i in range(20)], (), 3):
-            begin(b"test::odd", values)  # type: ignore[arg-type]
+            begin(b"test::odd", values)
             end()
     assert "test::odd(Float[1])" in signatures()
     ends = ", ".join(f"Float[{i}]" for i in (0, 1, 2, 3, 19, 18, 17, 16))
@@ -163,7 +163,7 @@ def test_what_is_no_tensor_is_passed_over_and_of_many_the_first_and_last_count(d
 def test_a_wrong_call_from_python_is_an_error_and_an_end_too_many_is_none(domain: str) -> None:
     begin, end = launches._native_functions()
     with pytest.raises(TypeError):
-        begin("text", ())  # type: ignore[arg-type]
+        begin("text", ())
     end()
 
 
@@ -411,7 +411,7 @@ def test_compiled_regions_are_announced_forward_and_backward_and_nothing_is_trac
             return torch.from_numpy(x.detach().numpy() + 1)
 
     with herald.attach(priority="low", device="cpu"):
-        Launcher.run = launch_points._inductor_kernel(Launcher.run, launches._announcer)  # type: ignore[method-assign]
+        Launcher.run = launch_points._inductor_kernel(Launcher.run, launches._announcer)
         Launcher.run.__dict__["_torchdynamo_disable"] = True
         weight = torch.ones(4, requires_grad=True)
 

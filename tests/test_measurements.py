@@ -96,7 +96,7 @@ class Script:
 
 def test_blocks_take_turns_and_end_detached() -> None:
     script = Script()
-    job = overhead.LoneJob(script, "training", "cpu", "domain")  # type: ignore[arg-type]  # a part of a Channel
+    job = overhead.LoneJob(script, "training", "cpu", "domain")  # a part of a Channel
     job.learn(5)
     assert script.asked == ["attach", "stats", "detach"]
     ((blocks, stats),) = overhead.measured([job], steps=5, num_pairs=3)
@@ -109,7 +109,7 @@ def test_blocks_take_turns_and_end_detached() -> None:
 
 def test_quanta_take_turns() -> None:
     scripts = {q: Script() for q in ("a", "b")}
-    jobs = [overhead.LoneJob(script, "training", "cpu", q) for q, script in scripts.items()]  # type: ignore[arg-type]
+    jobs = [overhead.LoneJob(script, "training", "cpu", q) for q, script in scripts.items()]
     found = overhead.measured(jobs, steps=5, num_pairs=4)
     assert [(len(blocks.off_s), len(blocks.on_s)) for blocks, _ in found] == [(4, 4), (4, 4)]
 

@@ -45,11 +45,11 @@ class Times:
 
 def service(row: int = 0, **fields: object) -> Service:
     base = Service(JobKey(row, 1), f"service{row}", "cpu", 50 * MS, 0.99, Times((20 * MS,) * MIN_SAMPLES))
-    return replace(base, **fields)  # type: ignore[arg-type]
+    return replace(base, **fields)
 
 
 def trainer(row: int = 9, **fields: object) -> Trainer:
-    return replace(Trainer(JobKey(row, 1), "trainer", "cpu", 2 * MS), **fields)  # type: ignore[arg-type]
+    return replace(Trainer(JobKey(row, 1), "trainer", "cpu", 2 * MS), **fields)
 
 
 def durations_ns() -> st.SearchStrategy[int]:

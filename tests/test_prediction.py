@@ -29,7 +29,7 @@ class Trainer:
 
 def test_an_iteration_is_predicted_between_unprofiled_blocks() -> None:
     trainer = Trainer()
-    row = prediction.iteration(trainer, Path("w.profile.json"))  # type: ignore[arg-type]  # a part of a Channel
+    row = prediction.iteration(trainer, Path("w.profile.json"))  # a part of a Channel
     blocks = ["train"] * prediction.NUM_BLOCKS
     assert trainer.asked == ["train", *blocks, "instrument", *blocks]
     assert row["measured_ms"] == pytest.approx(10)
@@ -71,4 +71,4 @@ def test_a_worker_profiles_its_own_workload_and_keeps_the_file(tmp_path: Path) -
     profile = Profile.load(path)
     assert profile.workload == "cpu-gpt"
     assert predicted == op_profile.predicted(profile)
-    assert all(predicted[f"{name}_ns"] > 0 for name in prediction.PREDICTIONS)  # type: ignore[operator]
+    assert all(predicted[f"{name}_ns"] > 0 for name in prediction.PREDICTIONS)

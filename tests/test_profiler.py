@@ -236,4 +236,4 @@ def test_a_timer_that_was_there_goes_on() -> None:
 def test_wrong_settings_are_refused(settings: dict[str, object], error: type[Exception], said: str) -> None:
     step = settings.pop("step", lambda: None)
     with pytest.raises(error, match=said):
-        profile(step, **settings)  # type: ignore[arg-type]
+        profile(step, **settings)

@@ -75,7 +75,7 @@ def test_an_op_is_named_without_its_operands() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("device", "NVIDIA A100"), ("torch", "2.6.0")])
 def test_a_profile_of_another_device_or_torch_is_refused(path: Path, field: str, value: str) -> None:
-    replace(WHOLE, **{field: value}).save(path)  # type: ignore[arg-type]
+    replace(WHOLE, **{field: value}).save(path)
     with pytest.raises(ConfigError, match=rf"p\.json' was made for {field} {value!r}, this is .*herald profile"):
         Profile.load(path, device="NVIDIA H200", torch="2.11.0")
 

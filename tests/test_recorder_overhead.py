@@ -30,7 +30,7 @@ class Clockwork:
 
 def measured(repeats: int, jitter_s: float = 0.0) -> tuple[dict[str, Any], dict[str, Clockwork]]:
     workers = {tool: Clockwork(jitter_s) for tool in recorder_overhead.TOOLS}
-    row = recorder_overhead.measured(workers, repeats)  # type: ignore[arg-type]  # a part of a Channel
+    row = recorder_overhead.measured(workers, repeats)  # a part of a Channel
     return {"workload": "w", "device": "cpu", **row}, workers
 
 
@@ -90,7 +90,7 @@ def test_both_tools_see_the_same_ops(session: Session) -> None:
     assert counts["plain"]["events"] == 0
     assert counts["recorder"]["events"] == pytest.approx(counts["profiler"]["events"], rel=0.02)
     for block in counts.values():
-        assert 0 < block["running_s"] <= block["stopped_s"] <= block["whole_s"]  # type: ignore[operator]
+        assert 0 < block["running_s"] <= block["stopped_s"] <= block["whole_s"]
 
 
 def test_an_unknown_instrument_names_the_known_ones() -> None:

@@ -245,7 +245,7 @@ def test_a_wrong_number_of_tokens_is_refused_and_the_request_goes_on(table: Tabl
     with herald.attach(priority="high", device="cpu") as job:
         request = job.begin()
         with pytest.raises(herald.ConfigError, match=r"tokens = .*a whole number from 0"):
-            request.end(tokens=tokens)  # type: ignore[arg-type]
+            request.end(tokens=tokens)
         assert is_closed(table)
         request.end()
         assert not is_closed(table)

@@ -117,7 +117,7 @@ def test_an_arrival_of_another_clock_is_refused(table: Table, arrival: object) -
         herald.attach(priority="high", device="cpu") as job,
         pytest.raises(herald.ConfigError, match=r"arrival.*time\.monotonic"),
     ):
-        job.begin(arrival=arrival)  # type: ignore[arg-type]
+        job.begin(arrival=arrival)
     assert not is_closed(table)
 
 
@@ -263,7 +263,7 @@ def test_requests_that_wait_outside_count_as_open_ones(table: Table) -> None:
             assert not is_closed(table)
     for wrong in (-1, 1.5, "2", True):
         with pytest.raises(herald.ConfigError, match="how many requests wait"):
-            job.queued(wrong)  # type: ignore[arg-type]
+            job.queued(wrong)
 
 
 # ---- the books

@@ -83,7 +83,7 @@ def test_a_closer_says_when_its_gate_was_closed(request: pytest.FixtureRequest) 
     told = instruments.get("gate-closer")(Session(), domain=domain, device="cpu", seconds=0.1, seed=1)
     closes = told["closes"]
     assert closes
-    assert all(still - closed >= gate_closer.HOLD_S * 1e9 for closed, still in closes)  # type: ignore[attr-defined]
+    assert all(still - closed >= gate_closer.HOLD_S * 1e9 for closed, still in closes)
 
 
 def test_the_clocks_differ_by_a_constant() -> None:

@@ -42,7 +42,7 @@ def test_totals_say_what_sharing_costs() -> None:
 )
 def test_a_bad_study_says_what_is_allowed(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Study(**({"policies": ("strict",)} | wrong))  # type: ignore[arg-type]
+        Study(**({"policies": ("strict",)} | wrong))
 
 
 def test_the_simulator_gives_what_was_measured_on_an_h200() -> None:

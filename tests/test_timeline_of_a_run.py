@@ -272,7 +272,7 @@ class FakeSession:
 def test_a_trainer_settles_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession()
     monkeypatch.setattr(training_ops.time, "monotonic", lambda: 104.7)
-    answer = training_ops.measure(session, start_s=100.0, settle_s=5.0, seconds=1.0)  # type: ignore[arg-type]
+    answer = training_ops.measure(session, start_s=100.0, settle_s=5.0, seconds=1.0)
     assert session.told == [(100.0, pytest.approx(4.6)), (104.7, pytest.approx(1.3))]
     assert answer == {"steps_ns": [104_950_000_000, 105_200_000_000], "ops": []}
 
